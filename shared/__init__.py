@@ -1,0 +1,1 @@
+"""What both sides must agree on: errors, types, configuration, wire, privacy, crypto, models."""

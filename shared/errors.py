@@ -1,0 +1,279 @@
+"""Every exception the system raises on purpose, and what each one means.
+
+    LlmOsError
+    ├── ConfigError              a setting is missing, malformed or contradicts another
+    ├── DependencyMissing        an optional extra is not installed
+    ├── DataError                a data file or example store cannot be used as it is
+    ├── ModelError               a base model is unknown, absent or not the one that was pinned
+    ├── StorageError             the disk refused: full, read-only or damaged
+    ├── BrokerUnavailable        no MQTT broker answers where one was expected
+    ├── CoordinatorUnavailable   no coordinator answers where one was expected
+    ├── ChildDied                a worker process ended before it answered
+    ├── AccessDenied             the caller showed no valid credential for this
+    ├── ProtocolError            a peer sent what the wire format does not allow
+    │   ├── UndecodableMessage     the bytes are not a message
+    │   ├── BadSignature           the signature does not belong to these bytes and this sender
+    │   ├── ReplayedMessage        the sequence number is not newer than the last one
+    │   ├── DigestMismatch         a blob is not the one that was announced
+    │   ├── WrongKey               a ciphertext belongs to another key, round or parameter set
+    │   └── ShapeMismatch          a vector differs from the shape the round agreed on
+    ├── PrivacyError             going on would break a promise made to a device
+    │   ├── NonFiniteUpdate        NaN or infinity: the norm, so the clip, means nothing
+    │   ├── SecretKeyPresent       the aggregating side was handed a key that decrypts
+    │   ├── CohortTooSmall         too few devices to hide one of them in the total
+    │   ├── NotApproved            a contribution comes from a device nobody approved
+    │   ├── AlreadyOpened          this round's one opening has been spent
+    │   ├── SumOutOfRange          an opened total holds a value no honest cohort can reach
+    │   ├── BudgetExceeded         the job's worst case would overrun the owner's budget
+    │   ├── LedgerDamaged          the ledger was edited or broke other than at its torn end
+    │   └── SeedRefused            repeatable noise was asked for outside a simulation
+    ├── GateRefused              an adapter failed its checks and is neither sent nor applied
+    └── RoundError               a run or round cannot do what was asked
+        ├── RunNotFound
+        ├── RoundNotFound
+        ├── RoundClosed
+        ├── DuplicateUpdate
+        └── IllegalTransition
+
+A class is added when some caller *handles* it differently from its parent;
+otherwise raise the parent with a better message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class LlmOsError(Exception):
+    """Base of the hierarchy: ``except LlmOsError`` never hides a bug of ours."""
+
+    code: ClassVar[str] = "internal"
+    """Stable and public: it appears in HTTP bodies, MQTT replies, logs and the docs."""
+
+    retryable: ClassVar[bool] = False
+    """Whether the *same* request may succeed later without anyone changing it."""
+
+
+class ConfigError(LlmOsError):
+    """A setting is missing, malformed or contradicts another."""
+
+    code = "config"
+
+    def __init__(self, problems: Sequence[str], *, source: str = "configuration") -> None:
+        super().__init__(f"invalid {source}:\n" + "\n".join(f"  - {p}" for p in problems))
+        self.problems = list(problems)
+
+
+class DependencyMissing(LlmOsError):
+    """An optional extra is not installed."""
+
+    code = "dependency_missing"
+
+    def __init__(self, module: str, extra: str) -> None:
+        super().__init__(f"{module} is needed here: pip install '.[{extra}]'")
+        self.module = module
+        self.extra = extra
+
+
+class DataError(LlmOsError):
+    """A data file or example store cannot be used as it is."""
+
+    code = "data"
+
+
+class ModelError(LlmOsError):
+    """A base model is unknown, absent or not the one that was pinned."""
+
+    code = "model"
+
+
+class StorageError(LlmOsError):
+    """The disk refused: full, read-only or damaged."""
+
+    code = "storage"
+    retryable = True
+
+
+class BrokerUnavailable(LlmOsError):
+    """No MQTT broker answers where one was expected."""
+
+    code = "broker_unavailable"
+    retryable = True
+
+
+class CoordinatorUnavailable(LlmOsError):
+    """No coordinator answers where one was expected."""
+
+    code = "coordinator_unavailable"
+    retryable = True
+
+
+class ChildDied(LlmOsError):
+    """A worker process ended before it answered."""
+
+    code = "child_died"
+    retryable = True
+
+
+class AccessDenied(LlmOsError):
+    """The caller showed no valid credential for this."""
+
+    code = "access_denied"
+
+
+class ProtocolError(LlmOsError):
+    """A peer sent what the wire format does not allow."""
+
+    code = "protocol"
+
+
+class UndecodableMessage(ProtocolError):
+    """The bytes are not a message."""
+
+    code = "protocol.undecodable"
+
+
+class BadSignature(ProtocolError):
+    """The signature does not belong to these bytes and this sender."""
+
+    code = "protocol.signature"
+
+
+class ReplayedMessage(ProtocolError):
+    """The sequence number is not newer than the last one seen from this sender."""
+
+    code = "protocol.replay"
+
+
+class DigestMismatch(ProtocolError):
+    """A blob is not the one that was announced."""
+
+    code = "protocol.digest"
+
+
+class WrongKey(ProtocolError):
+    """A ciphertext belongs to another key, run, round or parameter set."""
+
+    code = "protocol.wrong_key"
+
+
+class ShapeMismatch(ProtocolError):
+    """A vector differs from the shape the round agreed on."""
+
+    code = "protocol.shape"
+
+
+class PrivacyError(LlmOsError):
+    """Going on would break a promise made to a device."""
+
+    code = "privacy"
+
+
+class NonFiniteUpdate(PrivacyError):
+    """An update holds NaN or infinity, so its norm cannot bound anything."""
+
+    code = "privacy.non_finite"
+
+
+class SecretKeyPresent(PrivacyError):
+    """The aggregating side was handed a key that decrypts."""
+
+    code = "privacy.secret_key"
+
+
+class CohortTooSmall(PrivacyError):
+    """Too few devices to hide one of them in the total."""
+
+    code = "privacy.cohort"
+    retryable = True
+
+    def __init__(self, *, present: int, required: int) -> None:
+        super().__init__(f"{present} of the required {required} devices have reported")
+        self.present = present
+        self.required = required
+
+
+class NotApproved(PrivacyError):
+    """A contribution comes from a device that the key holder's operator did not approve."""
+
+    code = "privacy.not_approved"
+
+
+class AlreadyOpened(PrivacyError):
+    """This round's one opening has been spent on another set of contributions."""
+
+    code = "privacy.already_opened"
+
+
+class SumOutOfRange(PrivacyError):
+    """An opened total holds a value no honest cohort can reach."""
+
+    code = "privacy.sum_range"
+
+
+class BudgetExceeded(PrivacyError):
+    """The job's worst case would overrun the owner's budget."""
+
+    code = "privacy.budget"
+
+    def __init__(self, *, needed: float, budget: float) -> None:
+        super().__init__(
+            f"the job could bring this device to ε = {needed:.2f}, its owner allows {budget:.2f}"
+        )
+        self.needed = needed
+        self.budget = budget
+
+
+class LedgerDamaged(PrivacyError):
+    """The ledger was edited, or broke other than at its torn last record."""
+
+    code = "privacy.ledger"
+
+
+class SeedRefused(PrivacyError):
+    """Repeatable noise was asked for outside a simulation."""
+
+    code = "privacy.seed"
+
+
+class GateRefused(LlmOsError):
+    """An adapter failed its checks and is neither sent nor applied."""
+
+    code = "gate"
+
+
+class RoundError(LlmOsError):
+    """A run or round cannot do what was asked."""
+
+    code = "round"
+
+
+class RunNotFound(RoundError):
+    """No run has this identifier."""
+
+    code = "round.run_not_found"
+
+
+class RoundNotFound(RoundError):
+    """No round has this number."""
+
+    code = "round.not_found"
+
+
+class RoundClosed(RoundError):
+    """The set of contributions is fixed; nothing more is accepted."""
+
+    code = "round.closed"
+
+
+class DuplicateUpdate(RoundError):
+    """Another update of this device is already counted in the round."""
+
+    code = "round.duplicate"
+
+
+class IllegalTransition(RoundError):
+    """The round is in a state from which this step does not exist."""
+
+    code = "round.transition"
