@@ -185,10 +185,18 @@ def serve(operations: Mapping[str, Operation]) -> None:
             _write(answers, {"result": result})
 
 
-def _die_with_parent(parent: int) -> None:
-    """Ask Linux to kill this process when its parent ends, however that ends."""
+def die_with_parent(parent: int) -> None:
+    """Ask Linux to kill this process when its parent ends, however that ends.
+
+    The wish survives ``exec``. It is tied to the *thread* that started this
+    process, so a thread that starts children must live as long as they should.
+    Other systems offer nothing like it: there only an orderly end takes children along.
+
+    Args:
+        parent: The process id of the parent, which may have ended meanwhile.
+    """
     with contextlib.suppress(OSError, AttributeError):
-        import ctypes  # noqa: PLC0415  only children need it
+        import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
@@ -197,10 +205,10 @@ def _die_with_parent(parent: int) -> None:
 
 def main() -> None:
     """Limit this process, then run the worker module named on the command line."""
-    import runpy  # noqa: PLC0415  only children need it
+    import runpy
 
     module, limit, nice, parent = sys.argv[1], *map(int, sys.argv[2:5])
-    _die_with_parent(parent)
+    die_with_parent(parent)
     if limit:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     os.nice(nice)

@@ -1,0 +1,55 @@
+# make help lists the targets.
+.POSIX:
+.SUFFIXES:
+.PHONY: help setup setup-dev broker demo test lint check clean
+
+PYTHON ?= python3
+ARGS ?=
+VENV = .venv
+BIN = $(VENV)/bin
+# Progress bars for a person, silence for a log.
+PIP = $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt $$([ -t 1 ] || echo -q)
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /@/' | awk -F@ '{ printf "%-10s %s\n", $$1, $$2 }'
+	@echo 'PYTHON=python3.12 chooses the interpreter, ARGS="…" passes options: make demo ARGS="--rounds 3"'
+
+setup: $(VENV)/.installed-demo  ## install into .venv what the demo needs; once, then offline
+
+setup-dev: $(VENV)/.installed-dev  ## setup, and what tests and checks need
+
+broker:  ## see to an MQTT broker program (deploy/install-broker.sh)
+	@PYTHON='$(PYTHON)' sh deploy/install-broker.sh
+
+demo: setup broker  ## the whole story on this machine
+	@$(BIN)/llmos demo $(ARGS)
+
+test: setup-dev broker  ## install what is needed and run every test
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup-dev  ## format, lint, types and import contracts; changes nothing
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+check: lint test  ## everything CI runs; the tests look at the documents' links too
+
+clean:  ## remove environments, caches and runs
+	rm -rf $(VENV) .broker runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
+		.hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first and alone: together with the rest pip may prefer another index's larger build.
+$(VENV)/.installed-demo: pyproject.toml constraints.txt
+	@[ -x $(BIN)/python ] || PYTHON='$(PYTHON)' sh deploy/make-venv.sh $(VENV)
+	@echo 'Installing torch (once; minutes on a slow line)'
+	@$(PIP) "$$(grep '^torch==' constraints.txt)"
+	@echo 'Installing LLM OS and the demo'
+	@$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-demo
+	@echo 'Installing what tests and checks need'
+	@$(PIP) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""The MQTT broker that the coordinator brings along when there is none to use."""

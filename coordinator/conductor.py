@@ -1,0 +1,685 @@
+"""Conducts one run: round after round, one committed row at a time.
+
+The conductor decides nothing that ``coordinator.federation`` does not say; it
+carries decisions to the store, the fleet and the key holder, and repeats every
+question until it is answered. Whatever process dies, the rows and files that are
+left say how to go on (promise 3 of the product).
+"""
+
+from __future__ import annotations
+
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import structlog
+
+from coordinator.federation.cohort import cohort_stream, draw_cohort
+from coordinator.federation.rounds import (
+    AdapterApplied,
+    Closed,
+    DeviceDeclined,
+    Invited,
+    KeyAnnounced,
+    Planned,
+    Round,
+    RoundFailed,
+    State,
+    SumOpened,
+    Transition,
+    UpdateStored,
+)
+from coordinator.federation.secure_sum import Adder, SecureSum
+from coordinator.federation.server_update import ServerState, gate, server_step, weighted_mean
+from coordinator.fleet.transport_fleet import TransportFleet
+from coordinator.probe import MakeEmbedder, Probe, embed_probe
+from coordinator.store.store import RunRow, Store, by_round
+from coordinator.submission import read_probe
+from shared.actors import Workbench
+from shared.config import read_json
+from shared.crypto.sum_cipher import Scheme, SumContext, cipher_for, opener_for
+from shared.errors import (
+    CohortTooSmall,
+    DuplicateUpdate,
+    GateRefused,
+    LlmOsError,
+    ProtocolError,
+    RoundClosed,
+    StorageError,
+    WrongKey,
+)
+from shared.job import RunPlan
+from shared.models.adapter import Adapter
+from shared.models.classification import Accuracy
+from shared.types import DeviceId, Digest, RoundNumber
+from shared.wire import codec, topics
+from shared.wire.chunks import Downloads
+from shared.wire.envelope import Envelope, open_sealed
+from shared.wire.messages import (
+    Contribution,
+    Declined,
+    Invitation,
+    KeyAnnouncement,
+    KeyRequest,
+    Opened,
+    OpenRequest,
+    Receipt,
+    Refusal,
+    RunOver,
+)
+
+REPEAT_S: Final = 3.0
+"""How long a question waits for its answer before it is asked again."""
+
+SETTLE_S: Final = 2.0
+"""With an open cohort, devices that announce themselves get this long to arrive."""
+
+MAX_FAILED_ROUNDS: Final = 3
+"""A run ends as failed after so many failed rounds in a row."""
+
+LOSS_MARGIN: Final = 2.0
+"""A new adapter is rejected when its probe loss exceeds both the old one's and
+that of guessing by this factor: noise alone stays far below it, divergence does not."""
+
+CLEAR_KEY: Final = "clear"
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Asked:
+    """When questions were last asked, so that they are repeated and not flooded."""
+
+    at: dict[str, float] = field(default_factory=dict)
+
+    def due(self, question: str, now: float) -> bool:
+        if now - self.at.get(question, float("-inf")) < REPEAT_S:
+            return False
+        self.at[question] = now
+        return True
+
+
+class Conductor:
+    """One run, from its first round to its last. Driven by the coordinator's thread."""
+
+    def __init__(
+        self,
+        row: RunRow,
+        *,
+        store: Store,
+        fleet: TransportFleet,
+        downloads: Downloads,
+        bench: Workbench,
+        adder: Adder,
+        make_embedder: MakeEmbedder,
+    ) -> None:
+        """Stand where the run's rows say it stood."""
+        self.plan = read_json(RunPlan, row.plan, source=f"plan of {row.run}")
+        self._row = row
+        self._store = store
+        self._fleet = fleet
+        self._downloads = downloads
+        self._bench = bench
+        self._adder = adder
+        self._make_embedder = make_embedder
+        self._probe: Probe | None = None
+        self._embedding = False
+        self._round: Round | None = None
+        self._sum: SecureSum | None = None
+        self._asked = _Asked()
+        self._accepted: set[DeviceId] = set()
+        self._fetching: set[DeviceId] = set()
+        self._progress_at = bench.now()
+        self._waiting_since = bench.now()
+        self._failed_in_a_row = 0
+        self._invited = 0
+        self._reported = 0
+        self._moments = ServerState.initial()
+        self._adapter: Digest | None = None
+        self.over = False
+        self._restore()
+
+    # What peers say
+
+    def accepted(self, device: DeviceId, envelope: Envelope) -> None:
+        """A device takes part."""
+        if self._is_current(envelope):
+            self._accepted.add(device)
+            self._progress_at = self._bench.now()
+
+    def declined(self, device: DeviceId, envelope: Envelope, message: Declined) -> None:
+        """A device does not take part."""
+        round_ = self._round
+        if (
+            round_ is not None
+            and self._is_current(envelope)
+            and round_.state is State.OPEN
+            and device in round_.outstanding
+        ):
+            self._commit(DeviceDeclined(device, message.code, message.reason[:500]))
+            self._progress_at = self._bench.now()
+
+    def progressed(self) -> None:
+        """Bytes moved or a device of the cohort said it is training: the lease is renewed."""
+        self._progress_at = self._bench.now()
+
+    def is_training(self, device: DeviceId) -> None:
+        """A device says it is at work."""
+        if self._round is not None and device in self._round.outstanding:
+            self.progressed()
+
+    def offered(self, device: DeviceId, envelope: Envelope, message: Contribution) -> None:
+        """A device has an encrypted update for us."""
+        digest = Digest(message.digest)
+        try:
+            if envelope.run != self.plan.run or message.device != device:
+                raise RoundClosed(f"run {envelope.run} is not under way")
+            if not self._wanted(device, envelope, digest):
+                self._answer(device, envelope, Receipt(digest))
+                return
+            self._check_offer(message)
+        except (RoundClosed, DuplicateUpdate, ProtocolError) as err:
+            log.info("update.refused", device=device, code=err.code)
+            self._answer(device, envelope, Refusal(digest, err.code, str(err)))
+            return
+        if device in self._fetching:
+            return
+        self._fetching.add(device)
+        self._downloads.fetch(
+            digest,
+            message.size,
+            self._store.update_file(self.plan.run_id, envelope.round, device, digest),
+            peer=device,
+            now=self._bench.now(),
+            finished=lambda path: self._arrived(device, envelope, digest, path),
+            failed=lambda err: self._fetching.discard(device),
+        )
+
+    def key_announced(self, envelope: Envelope, message: KeyAnnouncement) -> None:
+        """The key holder made a key pair for a round."""
+        round_ = self._round
+        if round_ is None or not self._is_current(envelope) or round_.state is not State.PLANNED:
+            return
+        layout = self.plan.layout
+        offered = (message.scheme, message.count, message.bits, message.max_devices)
+        if offered != (self.plan.scheme, layout.count, layout.bits, layout.max_devices):
+            self._fail(WrongKey("the key holder announced a key for another layout"))
+            return
+
+        def arrived(_path: Path) -> None:
+            if self._is_current(envelope) and round_.state is State.PLANNED:
+                self._commit(KeyAnnounced(envelope.raw))
+                self.advance()
+
+        self._downloads.fetch(
+            Digest(message.digest),
+            message.size,
+            self._store.blob(Digest(message.digest)),
+            peer=topics.KEY_HOLDER,
+            now=self._bench.now(),
+            finished=arrived,
+            failed=lambda err: log.warning("key.damaged", error=str(err)),
+        )
+
+    def opened(self, envelope: Envelope, message: Opened) -> None:
+        """The key holder opened this round's sum."""
+        round_ = self._round
+        if round_ is None or not self._is_current(envelope) or round_.state is not State.CLOSING:
+            return
+        if message.devices != len(round_.closed):
+            self._fail(ProtocolError("the key holder opened a sum over another number of devices"))
+            return
+
+        def arrived(_path: Path) -> None:
+            if self._is_current(envelope) and round_.state is State.CLOSING:
+                self._commit(SumOpened(Digest(message.digest), message.devices))
+                self.advance()
+
+        self._downloads.fetch(
+            Digest(message.digest),
+            message.size,
+            self._store.blob(Digest(message.digest)),
+            peer=topics.KEY_HOLDER,
+            now=self._bench.now(),
+            finished=arrived,
+            failed=lambda err: log.warning("sum.damaged", error=str(err)),
+        )
+
+    def opening_refused(self, envelope: Envelope, code: str, reason: str) -> None:
+        """The key holder will not make a key for, or open, this round."""
+        if self._round is not None and self._is_current(envelope) and not self._round.is_over:
+            self._commit(RoundFailed(code, reason[:500]))
+            self.advance()
+
+    def blob_for(self, peer: str, digest: str) -> Path | None:
+        """The file that answers a peer's request, if this peer may have it.
+
+        Devices may have the round's adapter and public key; the key holder the
+        manifest and the contributions of a closed round. Nobody else's update.
+        """
+        round_ = self._round
+        if round_ is None:
+            return None
+        if peer == topics.KEY_HOLDER:
+            if round_.state is not State.CLOSING:
+                return None
+            for device in round_.closed:
+                if round_.updates[device].digest == digest:
+                    return self._file_of(round_.updates[device])
+            manifest = self._store.blob(Digest(digest))
+            return manifest if digest == self._manifest(round_) else None
+        allowed = {str(round_.adapter)}
+        if round_.announcement:
+            allowed.add(self._announcement(round_).digest)
+        path = self._store.blob(Digest(digest))
+        return path if digest in allowed and path.exists() else None
+
+    # What is due
+
+    def advance(self) -> None:
+        """Take every step that is possible now."""
+        if self.over:
+            return
+        if self._probe is None:
+            self._embed()
+            return
+        if self._round is None:
+            self._start_run()
+        while not self.over and self._step():
+            pass
+
+    def stop(self, reason: str) -> None:
+        """End the run without a further round."""
+        if self._round is not None and not self._round.is_over:
+            self._commit(RoundFailed("stopped", reason))
+        self._end("stopped", reason=reason)
+
+    def _step(self) -> bool:
+        """One step of the current round; whether another may be possible at once."""
+        round_, now = self._round, self._bench.now()
+        assert round_ is not None
+        match round_.state:
+            case State.PLANNED:
+                return self._ask_for_key(now)
+            case State.INVITING:
+                return self._invite(round_, now)
+            case State.OPEN:
+                return self._collect(round_, now)
+            case State.CLOSING:
+                return self._have_opened(round_, now)
+            case State.OPENED:
+                self._apply(round_)
+                return True
+            case State.APPLIED | State.FAILED:
+                return self._next_round(round_)
+
+    def _ask_for_key(self, now: float) -> bool:
+        if self.plan.scheme is Scheme.CLEAR:
+            self._commit(KeyAnnounced(b""))
+            return True
+        if self._asked.due("key", now):
+            layout = self.plan.layout
+            self._to_holder(
+                KeyRequest(self.plan.scheme, layout.count, layout.bits, layout.max_devices)
+            )
+        return False
+
+    def _invite(self, round_: Round, now: float) -> bool:
+        cohort = self.plan.job.cohort
+        present = self._fleet.present()
+        wanted = cohort.devices or self.plan.job.protection.min_devices
+        patience = cohort.patience_s if cohort.devices else SETTLE_S
+        waited = now - self._waiting_since
+        enough = len(present) >= wanted and (cohort.devices or waited >= patience)
+        if not enough:
+            if self._asked.due("call", now):
+                self._fleet.call()
+            if waited < cohort.patience_s or len(present) < self.plan.job.protection.min_devices:
+                if waited >= cohort.round_timeout_s:
+                    self._fail(
+                        CohortTooSmall(
+                            present=len(present), required=self.plan.job.protection.min_devices
+                        )
+                    )
+                    return True
+                return False
+        dropout = 1 - self._reported / self._invited if self._invited else 0.0
+        drawn = draw_cohort(
+            present[:] if cohort.devices else present[: self.plan.job.protection.max_devices],
+            cohort.devices,
+            dropout=dropout,
+            rng=cohort_stream(self.plan.seed, self.plan.run_id, round_.number),
+        )[: self.plan.job.protection.max_devices]
+        self._commit(Invited(tuple(drawn), now))
+        self._progress_at = now
+        return True
+
+    def _collect(self, round_: Round, now: float) -> bool:
+        cohort = self.plan.job.cohort
+        for device in round_.outstanding:
+            _, state = self._fleet.heard(device)
+            if device in self._accepted and state != "idle":
+                continue
+            if self._asked.due(f"invite/{device}", now):
+                self._send(device, self._invitation(round_))
+        expired = (
+            now - self._progress_at > cohort.lease_s
+            or now - round_.invited_at > cohort.round_timeout_s
+        )
+        enough = cohort.devices and len(round_.updates) >= cohort.devices
+        if round_.outstanding and not expired and not enough:
+            return False
+        try:
+            closed = round_.close()
+        except CohortTooSmall as err:
+            self._fail(err)
+            return True
+        self._commit(closed)
+        return True
+
+    def _have_opened(self, round_: Round, now: float) -> bool:
+        if self.plan.scheme is Scheme.CLEAR:
+            total, _ = self._secure_sum(round_).total()
+            values = opener_for(Scheme.CLEAR, self.plan.layout).open(
+                total, secret_key=b"", context=self._context(round_), devices=len(round_.closed)
+            )
+            digest = self._store.keep(np.asarray(values, "<i8").tobytes())
+            self._commit(SumOpened(digest, len(round_.closed)))
+            return True
+        if self._asked.due("open", now):
+            manifest = self._manifest(round_)
+            _, total_digest = self._secure_sum(round_).total()
+            size = self._store.blob(manifest).stat().st_size
+            self._to_holder(OpenRequest(manifest, size, total_digest))
+        return False
+
+    def _apply(self, round_: Round) -> None:
+        assert self._probe is not None
+        assert round_.opened is not None
+        old = self._read_adapter(round_.adapter)
+        before = self._probe.judge(old)
+        total = np.frombuffer(self._store.blob(round_.opened.digest).read_bytes(), "<i8")
+        moments = self._moments
+        try:
+            mean = weighted_mean(total.astype(np.int64), self.plan)
+            change, moments = server_step(self.plan.job.server, self._moments, mean)
+            gate(change, self.plan)
+            new = old.moved(change)
+            after = self._probe.judge(new)
+            chance = float(np.log(len(self.plan.labels)))
+            if after.loss > LOSS_MARGIN * max(before.loss, chance):
+                raise GateRefused(
+                    f"the probe loss would rise from {before.loss:.2f} to {after.loss:.2f}"
+                )
+        except GateRefused as err:
+            log.warning("adapter.rejected", run=self.plan.run, round=round_.number, reason=str(err))
+            result = self._result(round_.adapter, before, self._moments, rejected=str(err))
+        else:
+            result = self._result(self._store.keep(new.to_bytes()), after, moments)
+        self._commit(result)
+
+    def _result(
+        self, adapter: Digest, judged: Accuracy, moments: ServerState, *, rejected: str = ""
+    ) -> AdapterApplied:
+        return AdapterApplied(
+            adapter=adapter,
+            accepted=not rejected,
+            reason=rejected,
+            accuracy=judged.by_group | {"": judged.overall},
+            loss=judged.loss,
+            moments=self._store.keep(moments.to_bytes()),
+        )
+
+    def _next_round(self, round_: Round) -> bool:
+        self._settle(round_)
+        if self._failed_in_a_row >= MAX_FAILED_ROUNDS:
+            assert round_.failure is not None
+            self._end("failed", code=round_.failure.code, reason=round_.failure.reason)
+            return False
+        if round_.number >= self.plan.job.training.rounds:
+            self._end("finished")
+            return False
+        self._plan_round(RoundNumber(round_.number + 1))
+        return True
+
+    # How a run begins, goes on and ends
+
+    def _restore(self) -> None:
+        milestones = self._store.milestones(self.plan.run_id)
+        self.over = bool(milestones.keys() & {"finished", "failed", "stopped"})
+        if "started" in milestones:
+            self._adapter = Digest(milestones["started"].facts["adapter"])
+        for number, rows in by_round(self._store.transitions(self.plan.run_id)):
+            if self._round is not None:
+                self._settle(self._round)
+            self._round = Round.replay(
+                self.plan.run_id,
+                number,
+                self.plan.job.protection.min_devices,
+                [row.transition for row in rows],
+            )
+        if self._round is not None:
+            log.info(
+                "run.resumed", run=self.plan.run, round=self._round.number, state=self._round.state
+            )
+
+    def _embed(self) -> None:
+        if self._embedding:
+            return
+        self._embedding = True
+        plan, examples = self.plan, read_probe(self._store, self._row.probe)
+
+        def embedded(future: Future[Probe]) -> None:
+            self._embedding = False
+            try:
+                self._probe = future.result()
+            except LlmOsError as err:
+                self._end("failed", code=err.code, reason=str(err))
+                return
+            self._waiting_since = self._bench.now()
+            self.advance()
+
+        self._bench.work(
+            lambda: embed_probe(
+                self._make_embedder,
+                plan.job.model.base,
+                examples,
+                plan.labels,
+                self._store.folder / "probe-features",
+            ),
+            embedded,
+        )
+
+    def _start_run(self) -> None:
+        assert self._probe is not None
+        if self._adapter is None:
+            if self.plan.job.model.initial == "labels":
+                adapter = Adapter.from_label_features(
+                    self.plan.labels, self._probe.label_features, self._probe.base.digest
+                )
+            else:
+                adapter = Adapter.zeros(
+                    self.plan.labels, self.plan.features, self._probe.base.digest
+                )
+            judged = self._probe.judge(adapter)
+            self._adapter = self._store.keep(adapter.to_bytes())
+            self._store.add_milestone(
+                self.plan.run_id,
+                "started",
+                {
+                    "adapter": self._adapter,
+                    "accuracy": judged.by_group | {"": judged.overall},
+                    "loss": judged.loss,
+                },
+                now=self._bench.now(),
+            )
+        self._plan_round(RoundNumber(1))
+
+    def _plan_round(self, number: RoundNumber) -> None:
+        assert self._adapter is not None
+        planned = Planned(self._adapter)
+        self._store.commit(self.plan.run_id, number, planned, now=self._bench.now())
+        self._round = Round.replay(
+            self.plan.run_id, number, self.plan.job.protection.min_devices, [planned]
+        )
+        self._asked = _Asked()
+        self._accepted.clear()
+        self._fetching.clear()
+        self._waiting_since = self._progress_at = self._bench.now()
+
+    def _settle(self, round_: Round) -> None:
+        """Take over what a finished round leaves behind."""
+        self._invited += len(round_.cohort)
+        self._reported += len(round_.updates)
+        if round_.result is not None:
+            self._failed_in_a_row = 0
+            self._adapter = round_.result.adapter
+            self._moments = ServerState.from_bytes(
+                self._store.blob(round_.result.moments).read_bytes()
+            )
+        else:
+            self._failed_in_a_row += 1
+        if self._sum is not None:
+            self._sum.discard()
+            self._sum = None
+        self._store.forget_updates(self.plan.run_id, round_.number)
+
+    def _end(self, kind: str, **facts: str) -> None:
+        adapter = {"adapter": self._adapter} if self._adapter is not None else {}
+        self._store.add_milestone(self.plan.run_id, kind, adapter | facts, now=self._bench.now())
+        self.over = True
+        for device in self._fleet.known():
+            self._send(device, RunOver())
+        log.info("run.over", run=self.plan.run, outcome=kind, **facts)
+
+    def _fail(self, err: LlmOsError) -> None:
+        self._commit(RoundFailed(err.code, str(err)))
+
+    def _commit(self, transition: Transition) -> None:
+        """Check, write down, then let it have happened."""
+        round_ = self._round
+        assert round_ is not None
+        self._store.commit(self.plan.run_id, round_.number, transition, now=self._bench.now())
+        round_.apply(transition)
+        if isinstance(transition, Closed | SumOpened | AdapterApplied | RoundFailed):
+            log.info("round.moved", run=self.plan.run, round=round_.number, state=round_.state)
+
+    # Updates
+
+    def _wanted(self, device: DeviceId, envelope: Envelope, digest: Digest) -> bool:
+        round_ = self._round
+        if round_ is None or envelope.round != round_.number:
+            past = self._past_update(device, envelope.round)
+            if past == digest:
+                return False
+            raise RoundClosed(f"round {envelope.round} of {self.plan.run} is over")
+        return round_.check_update(device, digest)
+
+    def _past_update(self, device: DeviceId, number: RoundNumber) -> Digest | None:
+        for row in self._store.transitions(self.plan.run_id):
+            match row.transition:
+                case UpdateStored() as stored if row.round == number and stored.device == device:
+                    return stored.digest
+        return None
+
+    def _check_offer(self, message: Contribution) -> None:
+        round_ = self._round
+        assert round_ is not None
+        expected = cipher_for(self.plan.scheme, self.plan.layout).frame_bytes()
+        if message.size != expected:
+            raise ProtocolError(f"an update of {message.size} bytes, this run's have {expected}")
+        if (message.scheme, message.key_id) != (self.plan.scheme, self._context(round_).key_id):
+            raise WrongKey("the update is encrypted under another key or scheme")
+
+    def _arrived(self, device: DeviceId, envelope: Envelope, digest: Digest, path: Path) -> None:
+        """An update is complete and on disk: fold it, write it down, send the receipt."""
+        self._fetching.discard(device)
+        round_ = self._round
+        assert round_ is not None
+        try:
+            if not self._wanted(device, envelope, digest):
+                self._answer(device, envelope, Receipt(digest))
+                return
+            secure_sum = self._secure_sum(round_)
+            secure_sum.fold(path)
+        except LlmOsError as err:
+            path.unlink(missing_ok=True)
+            log.warning("update.refused", device=device, code=err.code)
+            self._answer(device, envelope, Refusal(digest, err.code, str(err)))
+            return
+        try:
+            self._commit(UpdateStored(device, digest, envelope.raw))
+        except StorageError:
+            # The total holds an update that no row names: forget it, the files rebuild it.
+            secure_sum.discard()
+            self._sum = None
+            raise
+        self._progress_at = self._bench.now()
+        self._answer(device, envelope, Receipt(digest))
+        self.advance()
+
+    def _secure_sum(self, round_: Round) -> SecureSum:
+        if self._sum is None:
+            self._sum = SecureSum(
+                self._adder, self.plan.layout, self.plan.scheme, self._context(round_)
+            )
+            for stored in round_.updates.values():
+                self._sum.fold(self._file_of(stored))
+        return self._sum
+
+    def _file_of(self, stored: UpdateStored) -> Path:
+        assert self._round is not None
+        return self._store.update_file(
+            self.plan.run_id, self._round.number, DeviceId(stored.device), stored.digest
+        )
+
+    def _manifest(self, round_: Round) -> Digest:
+        records = [round_.updates[device].record for device in round_.closed]
+        return self._store.keep(codec.encode(records))
+
+    def _context(self, round_: Round) -> SumContext:
+        key_id = self._announcement(round_).key_id if round_.announcement else CLEAR_KEY
+        return SumContext(self.plan.run_id, round_.number, key_id)
+
+    def _announcement(self, round_: Round) -> KeyAnnouncement:
+        holder = self._fleet.key_holder
+        assert holder is not None
+        message = open_sealed(round_.announcement, expected=holder).message
+        assert isinstance(message, KeyAnnouncement)
+        return message
+
+    def _invitation(self, round_: Round) -> Invitation:
+        size = self._store.blob(round_.adapter).stat().st_size
+        return Invitation(self._row.plan, round_.adapter, size, round_.announcement)
+
+    def _read_adapter(self, digest: Digest) -> Adapter:
+        return Adapter.from_bytes(self._store.blob(digest).read_bytes())
+
+    def _is_current(self, envelope: Envelope) -> bool:
+        return (
+            self._round is not None
+            and envelope.run == self.plan.run
+            and envelope.round == self._round.number
+        )
+
+    def _send(self, device: DeviceId, message: Invitation | RunOver) -> None:
+        number = self._round.number if self._round is not None else RoundNumber(0)
+        self._fleet.send(device, message, run=self.plan.run_id, round_=number)
+
+    def _answer(self, device: DeviceId, envelope: Envelope, message: Receipt | Refusal) -> None:
+        self._fleet.save_replay_guard()
+        self._fleet.send(device, message, run=envelope.run, round_=envelope.round)
+
+    def _to_holder(self, message: KeyRequest | OpenRequest) -> None:
+        assert self._round is not None
+        self._fleet.send(
+            DeviceId(topics.KEY_HOLDER),
+            message,
+            run=self.plan.run_id,
+            round_=self._round.number,
+        )
+
+

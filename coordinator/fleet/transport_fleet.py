@@ -1,0 +1,124 @@
+"""The fleet over any transport: signed envelopes on the devices' own topics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from coordinator.store.store import Device
+from shared.errors import UndecodableMessage
+from shared.transport.transport import Transport
+from shared.types import DeviceId, PublicKey, RoundNumber, RunId
+from shared.wire import topics
+from shared.wire.envelope import Envelope, Post
+from shared.wire.messages import Call, Message
+
+PRESENT_S: Final = 20.0
+"""A device that was not heard for this long is not asked (it speaks every 5 s)."""
+
+
+@dataclass(slots=True)
+class _Station:
+    public_key: PublicKey
+    heard_at: float = float("-inf")
+    state: str = "unknown"
+
+
+class TransportFleet:
+    """Devices and the key holder, as peers with keys. Driven by one thread."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        post: Post,
+        *,
+        key_holder: PublicKey | None,
+        devices: Callable[[], list[Device]],
+        now: Callable[[], float],
+    ) -> None:
+        """Reach peers over ``transport``.
+
+        Args:
+            transport: Opened by whoever drives the coordinator.
+            post: Seals and opens envelopes.
+            key_holder: The holder's public key; None when only clear sums run.
+            devices: The registry; asked again when an unknown device speaks.
+            now: The clock.
+        """
+        self._transport = transport
+        self._post = post
+        self._registry = devices
+        self._now = now
+        self._holder = key_holder
+        self._stations: dict[DeviceId, _Station] = {}
+        self._refresh()
+
+    def present(self) -> list[DeviceId]:
+        """Devices heard lately and idle."""
+        since = self._now() - PRESENT_S
+        return [
+            name
+            for name, station in self._stations.items()
+            if station.heard_at >= since and station.state == "idle"
+        ]
+
+    def known(self) -> list[DeviceId]:
+        """Every device that joined."""
+        return list(self._stations)
+
+    @property
+    def key_holder(self) -> PublicKey | None:
+        """The key holder's public key, if this coordinator works with one."""
+        return self._holder
+
+    def save_replay_guard(self) -> None:
+        """Make what was accepted so far durable, before it is answered."""
+        self._post.guard.save()
+
+    def heard(self, device: DeviceId) -> tuple[float, str]:
+        """When a device was last heard, and what it said it was doing."""
+        station = self._stations.get(device)
+        return (station.heard_at, station.state) if station else (float("-inf"), "unknown")
+
+    def send(self, device: DeviceId, message: Message, *, run: RunId, round_: RoundNumber) -> None:
+        """Send a message to one device, or to the key holder by its name."""
+        sealed = self._post.seal(message, run=run, round_=round_)
+        self._transport.publish(topics.down(device), sealed)
+
+    def call(self) -> None:
+        """Ask every device that hears it to show itself."""
+        self._transport.publish(topics.CALL, self._post.seal(Call()))
+
+    def open(self, topic: str, payload: bytes) -> tuple[str, Envelope]:
+        """The peer that published on ``topic``, and its message.
+
+        Raises:
+            ProtocolError: not an envelope, an unknown peer, another peer's
+                signature, or a replay.
+        """
+        peer = topics.peer_of(topic)
+        key = self._key_of(peer) if peer is not None else None
+        if peer is None or key is None:
+            raise UndecodableMessage(f"nobody known publishes on {topic[:80]!r}")
+        envelope = self._post.open(payload, expected=key)
+        station = self._stations.get(DeviceId(peer))
+        if station is not None:
+            station.heard_at = self._now()
+        return peer, envelope
+
+    def set_state(self, device: DeviceId, state: str) -> None:
+        """Remember what a device said it is doing."""
+        self._stations[device].state = state
+
+    def _key_of(self, peer: str) -> PublicKey | None:
+        if peer == topics.KEY_HOLDER:
+            return self._holder
+        if peer not in self._stations:
+            self._refresh()
+        station = self._stations.get(DeviceId(peer))
+        return station.public_key if station else None
+
+    def _refresh(self) -> None:
+        for device in self._registry():
+            self._stations.setdefault(device.name, _Station(device.public_key))

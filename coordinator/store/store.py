@@ -1,0 +1,380 @@
+"""Rows that are never lost: devices, join tokens, runs and every transition.
+
+    T1  when a method returns, what it wrote survives power loss (WAL, synchronous=FULL)
+    T2  every transition of a round is one committed row, and nothing edits a row
+    T3  blobs (plans' probe sets, adapters, updates, sums) are files named by their
+        digest; a row never names a blob that is not on disk
+
+The only module that knows SQLAlchemy. SQLite by default; the schema uses nothing
+that PostgreSQL lacks. Safe to use from several threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, get_type_hints
+
+import sqlalchemy as sa
+
+from coordinator.federation import rounds
+from coordinator.federation.rounds import Transition
+from shared.errors import AccessDenied, DataError, RunNotFound, StorageError
+from shared.files import digest_of, disk_errors, write_durably
+from shared.types import DeviceId, Digest, PublicKey, RoundNumber, RunId
+from shared.wire import codec
+
+_SCHEMA: Final = 1
+
+_metadata = sa.MetaData()
+
+_version = sa.Table("schema_version", _metadata, sa.Column("version", sa.Integer, nullable=False))
+
+_devices = sa.Table(
+    "devices",
+    _metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("public_key", sa.LargeBinary, nullable=False, unique=True),
+    sa.Column("joined_at", sa.Float, nullable=False),
+)
+
+_tokens = sa.Table(
+    "join_tokens",
+    _metadata,
+    sa.Column("secret_sha256", sa.String(64), primary_key=True),
+    sa.Column("expires_at", sa.Float, nullable=False),
+    sa.Column("used_by", sa.String(64)),
+)
+
+_runs = sa.Table(
+    "runs",
+    _metadata,
+    sa.Column("run", sa.String(64), primary_key=True),
+    sa.Column("plan", sa.Text, nullable=False),
+    sa.Column("probe", sa.String(64), nullable=False),
+    sa.Column("submitted_at", sa.Float, nullable=False),
+)
+
+_milestones = sa.Table(
+    "milestones",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("run", sa.String(64), sa.ForeignKey("runs.run"), nullable=False, index=True),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.UniqueConstraint("run", "kind"),
+)
+
+_transitions = sa.Table(
+    "transitions",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("run", sa.String(64), sa.ForeignKey("runs.run"), nullable=False),
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Index("transitions_by_round", "run", "round"),
+)
+
+_KINDS: Final[dict[str, type]] = {
+    kind.__name__: kind
+    for kind in (
+        rounds.Planned,
+        rounds.KeyAnnounced,
+        rounds.Invited,
+        rounds.DeviceDeclined,
+        rounds.UpdateStored,
+        rounds.Closed,
+        rounds.SumOpened,
+        rounds.AdapterApplied,
+        rounds.RoundFailed,
+    )
+}
+
+_ROW_LIMIT_BYTES: Final = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that joined."""
+
+    name: DeviceId
+    public_key: PublicKey
+    joined_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A submitted run: its plan as JSON, and the digest of its probe set."""
+
+    run: RunId
+    plan: str
+    probe: Digest
+    submitted_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Milestone:
+    """Something that happens at most once in a run: ``started``, ``finished``, ``failed``, ``stopped``."""
+
+    kind: str
+    facts: dict[str, Any]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class TransitionRow:
+    """One committed transition."""
+
+    round: RoundNumber
+    transition: Transition
+    at: float
+
+
+class Store:
+    """The coordinator's memory."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        """Open the database at ``url`` and the blobs in ``folder``.
+
+        Raises:
+            StorageError: the database was made by another version, or cannot be opened.
+        """
+        self.folder = folder
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._engine = sa.create_engine(url)
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "connect", _make_durable)
+        try:
+            _metadata.create_all(self._engine)
+            with self._engine.begin() as connection:
+                version = connection.scalar(sa.select(_version.c.version))
+                if version is None:
+                    connection.execute(_version.insert().values(version=_SCHEMA))
+        except sa.exc.SQLAlchemyError as err:
+            raise StorageError(f"cannot open the store at {url}: {err}") from err
+        if version not in (None, _SCHEMA):
+            raise StorageError(
+                f"the store at {url} has schema {version}, this program knows {_SCHEMA}"
+            )
+
+    def close(self) -> None:
+        """Release the connections."""
+        self._engine.dispose()
+
+    # Blobs
+
+    def blob(self, digest: Digest) -> Path:
+        """Where a blob with this digest lies or will lie."""
+        return self.folder / "blobs" / digest
+
+    def keep(self, data: bytes) -> Digest:
+        """Write a blob, on disk when this returns (T3)."""
+        digest = digest_of(data)
+        path = self.blob(digest)
+        if not path.exists():
+            write_durably(path, data)
+        return digest
+
+    def update_file(
+        self, run: RunId, number: RoundNumber, device: DeviceId, digest: Digest
+    ) -> Path:
+        """Where one device's encrypted update is spooled until its round is over."""
+        return self.folder / "updates" / run / str(number) / f"{device}.{digest[:16]}"
+
+    def forget_updates(self, run: RunId, number: RoundNumber) -> None:
+        """Delete the spooled updates of a round that is over."""
+        spool = self.folder / "updates" / run / str(number)
+        if spool.exists():
+            for path in spool.iterdir():
+                path.unlink()
+            spool.rmdir()
+
+    # Devices
+
+    def new_token(self, *, expires_at: float) -> str:
+        """A one-time secret that lets one device join; only its hash is stored."""
+        secret = secrets.token_urlsafe(24)
+        with self._writing() as connection:
+            connection.execute(
+                _tokens.insert().values(secret_sha256=_hashed(secret), expires_at=expires_at)
+            )
+        return secret
+
+    def join(self, secret: str, name: DeviceId, public_key: PublicKey, *, now: float) -> None:
+        """Spend a token and register a device, both or neither.
+
+        Joining again with the same token, name and key is answered alike, so a
+        device that lost the answer may ask again.
+
+        Raises:
+            AccessDenied: the token is unknown, expired or spent.
+            DataError: the name or the key is taken by another device.
+        """
+        with self._writing() as connection:
+            token = connection.execute(
+                sa.select(_tokens).where(_tokens.c.secret_sha256 == _hashed(secret))
+            ).one_or_none()
+            taken = connection.execute(
+                sa.select(_devices).where(
+                    (_devices.c.name == name) | (_devices.c.public_key == public_key)
+                )
+            ).all()
+            same = [row for row in taken if row.name == name and row.public_key == public_key]
+            if token is not None and token.used_by == name and same:
+                return
+            if token is None or token.used_by is not None or token.expires_at < now:
+                raise AccessDenied(
+                    "this join token is unknown, expired or already used: "
+                    "ask for a new one with 'llmos device token'"
+                )
+            if taken:
+                raise DataError(f"a device named {name}, or with this key, has already joined")
+            connection.execute(
+                _devices.insert().values(name=name, public_key=public_key, joined_at=now)
+            )
+            connection.execute(
+                _tokens.update()
+                .where(_tokens.c.secret_sha256 == _hashed(secret))
+                .values(used_by=name)
+            )
+
+    def devices(self) -> list[Device]:
+        """All devices that joined, by name."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(_devices).order_by(_devices.c.name))
+            return [
+                Device(DeviceId(row.name), PublicKey(row.public_key), row.joined_at) for row in rows
+            ]
+
+    # Runs
+
+    def add_run(self, run: RunId, plan: str, probe: Digest, *, now: float) -> None:
+        """Register a run.
+
+        Raises:
+            DataError: a run of this name exists.
+        """
+        try:
+            with self._writing() as connection:
+                connection.execute(
+                    _runs.insert().values(run=run, plan=plan, probe=probe, submitted_at=now)
+                )
+        except sa.exc.IntegrityError:
+            raise DataError(
+                f"a run named {run} exists already; give the job another name"
+            ) from None
+
+    def runs(self) -> list[RunRow]:
+        """All runs, oldest first."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(_runs).order_by(_runs.c.submitted_at, _runs.c.run))
+            return [
+                RunRow(RunId(row.run), row.plan, Digest(row.probe), row.submitted_at)
+                for row in rows
+            ]
+
+    def run(self, run: RunId) -> RunRow:
+        """One run. Raises RunNotFound."""
+        for row in self.runs():
+            if row.run == run:
+                return row
+        raise RunNotFound(f"no run named {run}")
+
+    def add_milestone(self, run: RunId, kind: str, facts: dict[str, Any], *, now: float) -> None:
+        """Commit something that happens once in a run; a second time is ignored."""
+        row = {"run": run, "kind": kind, "body": codec.encode(facts), "at": now}
+        try:
+            with self._writing() as connection:
+                connection.execute(_milestones.insert().values(row))
+        except sa.exc.IntegrityError:
+            return
+
+    def milestones(self, run: RunId) -> dict[str, Milestone]:
+        """What has happened in a run, by kind."""
+        query = sa.select(_milestones).where(_milestones.c.run == run).order_by(_milestones.c.id)
+        with self._engine.connect() as connection:
+            return {
+                row.kind: Milestone(
+                    row.kind, codec.decode(row.body, limit=_ROW_LIMIT_BYTES), row.at
+                )
+                for row in connection.execute(query)
+            }
+
+    def commit(
+        self, run: RunId, number: RoundNumber, transition: Transition, *, now: float
+    ) -> None:
+        """Write one transition of a round (T1, T2)."""
+        body = {
+            field.name: getattr(transition, field.name) for field in dataclasses.fields(transition)
+        }
+        with self._writing() as connection:
+            connection.execute(
+                _transitions.insert().values(
+                    run=run,
+                    round=number,
+                    kind=type(transition).__name__,
+                    body=codec.encode(body),
+                    at=now,
+                )
+            )
+
+    def transitions(self, run: RunId) -> list[TransitionRow]:
+        """Every transition of a run's rounds, in the order they were committed."""
+        query = sa.select(_transitions).where(_transitions.c.run == run).order_by(_transitions.c.id)
+        with self._engine.connect() as connection:
+            return [
+                TransitionRow(
+                    RoundNumber(row.round),
+                    _transition(row.kind, codec.decode(row.body, limit=_ROW_LIMIT_BYTES)),
+                    row.at,
+                )
+                for row in connection.execute(query)
+            ]
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        """One transaction, whose disk failures are ours."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except sa.exc.OperationalError as err:
+            raise StorageError(f"the store refused to write: {err.orig}") from err
+
+
+def _make_durable(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _hashed(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _transition(kind: str, body: dict[str, Any]) -> Transition:
+    cls = _KINDS[kind]
+    hints = get_type_hints(cls)
+    values = {
+        name: tuple(value) if str(hints[name]).startswith("tuple") else value
+        for name, value in body.items()
+    }
+    built: Transition = cls(**values)
+    return built
+
+
+def by_round(rows: Sequence[TransitionRow]) -> Iterator[tuple[RoundNumber, list[TransitionRow]]]:
+    """The rows of each round, rounds in ascending order."""
+    grouped: dict[RoundNumber, list[TransitionRow]] = {}
+    for row in rows:
+        grouped.setdefault(row.round, []).append(row)
+    yield from sorted(grouped.items())

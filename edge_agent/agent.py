@@ -1,0 +1,372 @@
+"""The edge agent as an actor: present, asked, training, sending, idle again.
+
+Holds neither torch nor a web framework: training runs in a child process, and
+``participate`` on a worker thread, so that the agent always answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from edge_agent.outbox import Outbox, Waiting
+from edge_agent.participate import Home, Invited, Owner, check_budget, forget_run, participate
+from edge_agent.training.trainer import Trainer
+from shared.actors import Workbench
+from shared.config import read_json
+from shared.crypto.sum_cipher import Scheme
+from shared.errors import (
+    ConfigError,
+    LlmOsError,
+    PrivacyError,
+    ProtocolError,
+    StorageError,
+    WrongKey,
+)
+from shared.files import append_durably
+from shared.job import RunPlan
+from shared.privacy.ledger import Ledger
+from shared.privacy.release import ReleaseSeeds
+from shared.transport.transport import Transport
+from shared.types import Digest, PublicKey, RoundNumber, RunId
+from shared.wire import topics
+from shared.wire.chunks import Downloads, serve_blob
+from shared.wire.envelope import NO_ROUND, NO_RUN, Envelope, Post, open_sealed
+from shared.wire.messages import (
+    Accepted,
+    BlobChunk,
+    BlobRequest,
+    Call,
+    Contribution,
+    Declined,
+    Invitation,
+    KeyAnnouncement,
+    Message,
+    Presence,
+    Receipt,
+    Refusal,
+    RunOver,
+)
+
+PRESENCE_S: Final = 5.0
+REPEAT_S: Final = 3.0
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Whom this device believes; pinned when it joined.
+
+    Attributes:
+        coordinator: The coordinator's public key.
+        key_holder: The key holder's, from its owner and never from the
+            coordinator; None takes part in clear runs only.
+        min_devices: Fewest devices in an opened sum that the owner accepts.
+        clear_runs: Whether updates may be added in clear, readable by the
+            coordinator.
+    """
+
+    coordinator: PublicKey
+    key_holder: PublicKey | None
+    min_devices: int
+    clear_runs: bool = False
+
+
+@dataclass(slots=True)
+class _Task:
+    """The round this device is in."""
+
+    plan: RunPlan
+    round: RoundNumber
+    key_id: str
+    bytes_before: int
+    started_at: float
+    adapter: Path | None = None
+    public_key: Path | None = None
+    training: bool = False
+
+
+class Agent:
+    """One device. Driven by one thread."""
+
+    def __init__(
+        self,
+        home: Home,
+        *,
+        owner: Owner,
+        trust: Trust,
+        transport: Transport,
+        post: Post,
+        trainer: Trainer,
+        bench: Workbench,
+    ) -> None:
+        """Stand where the files in ``home`` say it stood."""
+        self._home = home
+        self._owner = owner
+        self._trust = trust
+        self._transport = transport
+        self._post = post
+        self._trainer = trainer
+        self._bench = bench
+        self._outbox = Outbox(home.outbox)
+        self._downloads = Downloads(self._request)
+        self._task: _Task | None = None
+        self._present_at = float("-inf")
+        self._announced: dict[str, float] = {}
+        self._rounds: dict[tuple[RunId, RoundNumber], tuple[int, float]] = {}
+
+    @property
+    def topics(self) -> Sequence[str]:
+        """The device's own branch, and the call to everyone."""
+        return (topics.down(self._owner.device), topics.CALL)
+
+    def receive(self, topic: str, payload: bytes) -> None:
+        """Take one message of the coordinator; everything else is refused and logged."""
+        try:
+            envelope = self._post.open(payload, expected=self._trust.coordinator)
+            self._handle(envelope)
+        except ProtocolError as err:
+            log.warning("message.refused", topic=topic[:80], code=err.code, error=str(err))
+        except StorageError as err:
+            log.error("disk.failing", error=str(err))
+
+    def tick(self) -> float:
+        """Do what is due: presence, stalled downloads, updates without a receipt."""
+        now = self._bench.now()
+        self._downloads.tick(now)
+        if now - self._present_at >= PRESENCE_S:
+            self._show()
+        waiting = self._outbox.waiting()
+        for update in waiting:
+            if now - self._announced.get(update.digest, float("-inf")) >= REPEAT_S:
+                self._announce(update)
+        return 0.5 if waiting or self._downloads.under_way else PRESENCE_S
+
+    def close(self) -> None:
+        """End the training child."""
+        self._trainer.close()
+
+    def _handle(self, envelope: Envelope) -> None:
+        match envelope.message:
+            case BlobChunk() as chunk:
+                self._downloads.receive("coordinator", chunk, self._bench.now())
+            case BlobRequest() as request:
+                self._serve(request)
+            case Call():
+                self._show()
+            case Invitation() as invitation:
+                self._invited(envelope, invitation)
+            case Receipt(digest=digest):
+                self._settled(digest, "receipt")
+            case Refusal(digest=digest, code=code, reason=reason):
+                log.warning("update.refused", code=code, reason=reason)
+                self._settled(digest, "refused")
+            case RunOver():
+                self._run_over(envelope.run)
+            case message:
+                raise ProtocolError(f"the coordinator may not send a '{message.kind}'")
+
+    # An invitation
+
+    def _invited(self, envelope: Envelope, invitation: Invitation) -> None:
+        run, round_ = envelope.run, envelope.round
+        task = self._task
+        if task is not None and (task.plan.run_id, task.round) == (run, round_):
+            self._send(Accepted(), run, round_)
+            return
+        waiting = self._outbox.find(run, round_)
+        if waiting is not None:
+            self._send(Accepted(), run, round_)
+            self._announce(waiting)
+            return
+        if task is not None and task.training:
+            self._decline(run, round_, "device.busy", "training for another round")
+            return
+        try:
+            plan, announcement = self._checked(envelope, invitation)
+            check_budget(plan, Ledger(self._home.ledger), self._owner)
+        except (LlmOsError, ValueError) as err:
+            code = err.code if isinstance(err, LlmOsError) else "protocol"
+            self._decline(run, round_, code, str(err))
+            return
+        key_id = announcement.key_id if announcement is not None else "clear"
+        now = self._bench.now()
+        self._task = task = _Task(plan, round_, key_id, self._transport.bytes_out, now)
+        self._send(Accepted(), run, round_)
+        self._fetch(task, "adapter", Digest(invitation.adapter), invitation.adapter_bytes)
+        if announcement is not None:
+            self._fetch(task, "public_key", Digest(announcement.digest), announcement.size)
+
+    def _checked(
+        self, envelope: Envelope, invitation: Invitation
+    ) -> tuple[RunPlan, KeyAnnouncement | None]:
+        """Whether this is a round that the device may take part in.
+
+        Raises:
+            ConfigError: the plan is not one.
+            WrongKey: the round's key is not from the pinned key holder, or not
+                for this run, round and layout.
+            PrivacyError: too few devices would be in the sum, or it is in clear.
+        """
+        plan = read_json(RunPlan, invitation.plan, source="run plan")
+        if plan.run != envelope.run or not 1 <= envelope.round <= plan.job.training.rounds:
+            raise ConfigError(["the plan belongs to another run or round"], source="run plan")
+        if plan.scheme is Scheme.CLEAR:
+            if not self._trust.clear_runs:
+                raise PrivacyError("this device's owner does not allow updates in clear")
+            return plan, None
+        if self._trust.key_holder is None:
+            raise WrongKey("this device was joined without a key holder: run 'llmos edge join' anew")
+        signed = open_sealed(invitation.announcement, expected=self._trust.key_holder)
+        announcement = signed.message
+        layout = plan.layout
+        if (
+            not isinstance(announcement, KeyAnnouncement)
+            or (signed.run, signed.round) != (envelope.run, envelope.round)
+            or (
+                announcement.scheme,
+                announcement.count,
+                announcement.bits,
+                announcement.max_devices,
+            )
+            != (plan.scheme, layout.count, layout.bits, layout.max_devices)
+        ):
+            raise WrongKey("the key holder's announcement is for another round or layout")
+        if announcement.min_devices < self._trust.min_devices:
+            raise PrivacyError(
+                f"the key holder opens sums over {announcement.min_devices} devices, this "
+                f"device's owner asks for at least {self._trust.min_devices}"
+            )
+        return plan, announcement
+
+    def _fetch(self, task: _Task, what: str, digest: Digest, size: int) -> None:
+        def arrived(path: Path) -> None:
+            setattr(task, what, path)
+            self._train_if_complete(task)
+
+        self._downloads.fetch(
+            digest,
+            size,
+            self._home.blobs / digest,
+            peer="coordinator",
+            now=self._bench.now(),
+            finished=arrived,
+            failed=lambda err: log.warning("download.damaged", what=what, error=str(err)),
+        )
+
+    def _train_if_complete(self, task: _Task) -> None:
+        if task.adapter is None or task.training or task is not self._task:
+            return
+        if task.plan.scheme is not Scheme.CLEAR and task.public_key is None:
+            return
+        task.training = True
+        invited = Invited(
+            plan=task.plan,
+            round=task.round,
+            adapter=task.adapter.read_bytes(),
+            public_key=task.public_key.read_bytes() if task.public_key is not None else b"",
+            key_id=task.key_id,
+        )
+        self._show()
+        self._bench.work(
+            lambda: participate(invited, self._home, self._owner, self._trainer),
+            lambda result: self._trained(task, result),
+        )
+
+    def _trained(self, task: _Task, result: Future[bytes]) -> None:
+        """An update is ready, or will not be."""
+        run, round_ = task.plan.run_id, task.round
+        self._task = None
+        try:
+            waiting = self._outbox.put(
+                run, round_, result.result(), scheme=task.plan.scheme, key_id=task.key_id
+            )
+        except LlmOsError as err:
+            log.error("participation.failed", run=run, round=round_, code=err.code, error=str(err))
+            if not err.retryable:
+                self._decline(run, round_, err.code, str(err))
+        else:
+            self._rounds[run, round_] = (task.bytes_before, task.started_at)
+            self._announce(waiting)
+        for blob in (task.adapter, task.public_key):
+            if blob is not None:
+                blob.unlink(missing_ok=True)
+        self._show()
+
+    # An update on its way
+
+    def _announce(self, waiting: Waiting) -> None:
+        self._announced[waiting.digest] = self._bench.now()
+        message = Contribution(
+            device=self._owner.device,
+            digest=waiting.digest,
+            size=waiting.size,
+            scheme=waiting.scheme,
+            key_id=waiting.key_id,
+        )
+        self._send(message, waiting.run, waiting.round)
+
+    def _serve(self, request: BlobRequest) -> None:
+        path = self._outbox.frame(request.digest)
+        if path is None:
+            return
+        for chunk in serve_blob(request, path):
+            self._send(chunk, NO_RUN, NO_ROUND)
+        for update in self._outbox.waiting():
+            if update.digest == request.digest:
+                self._announced[update.digest] = self._bench.now()
+
+    def _settled(self, digest: str, outcome: str) -> None:
+        for waiting in self._outbox.waiting():
+            if waiting.digest == digest:
+                self._write_journal(waiting, outcome)
+                self._post.guard.save()
+                self._outbox.drop(waiting)
+                ReleaseSeeds(self._home.seeds).erase(waiting.run, waiting.round)
+                self._announced.pop(digest, None)
+
+    def _write_journal(self, waiting: Waiting, outcome: str) -> None:
+        before, started_at = self._rounds.pop(
+            (waiting.run, waiting.round), (self._transport.bytes_out, self._bench.now())
+        )
+        record = {
+            "run": waiting.run,
+            "round": waiting.round,
+            "outcome": outcome,
+            "update_bytes": waiting.size,
+            "bytes_out": self._transport.bytes_out - before,
+            "seconds": round(self._bench.now() - started_at, 3),
+        }
+        append_durably(self._home.folder / "journal.jsonl", json.dumps(record).encode() + b"\n")
+
+    def _run_over(self, run: RunId) -> None:
+        if self._task is not None and self._task.plan.run_id == run and not self._task.training:
+            self._task = None
+        if self._task is None:
+            self._trainer.close()
+        forget_run(self._home, run)
+
+    # Small things
+
+    def _show(self) -> None:
+        busy = self._task is not None and self._task.training
+        self._present_at = self._bench.now()
+        self._send(Presence("training" if busy else "idle"), NO_RUN, NO_ROUND)
+
+    def _decline(self, run: RunId, round_: RoundNumber, code: str, reason: str) -> None:
+        log.info("round.declined", run=run, round=round_, code=code, reason=reason)
+        self._send(Declined(code, reason), run, round_)
+
+    def _send(self, message: Message, run: RunId, round_: RoundNumber) -> None:
+        sealed = self._post.seal(message, run=run, round_=round_)
+        self._transport.publish(topics.up(self._owner.device), sealed)
+
+    def _request(self, _peer: str, request: BlobRequest) -> None:
+        self._send(request, NO_RUN, NO_ROUND)

@@ -1,0 +1,267 @@
+"""The device side of one round, whatever carries the messages.
+
+    P1  nothing derived from examples leaves before its worst case is charged on disk
+    P2  the release seed is on disk before the charge, so that a crash at any point
+        repeats the identical update and never draws a second noisy view
+    P3  a job whose worst case overruns the owner's budget is declined, with the
+        numbers, whatever the coordinator says
+    P4  what leaves is clipped, quantised and encrypted under the key of the key
+        holder that this device's owner pinned
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from edge_agent.examples import ExampleStore
+from edge_agent.training.trainer import Trainer, TrainRequest
+from shared.crypto.sum_cipher import SumContext, cipher_for
+from shared.errors import (
+    BudgetExceeded,
+    DataError,
+    GateRefused,
+    SeedRefused,
+    StorageError,
+)
+from shared.files import write_durably
+from shared.job import COUNT_NOISE, RunPlan
+from shared.privacy.accountant import Fact
+from shared.privacy.clipping import clip_by_norm
+from shared.privacy.ledger import Charge, Ledger
+from shared.privacy.release import (
+    ReleaseSeeds,
+    ReleaseStream,
+    operating_system_seed,
+    simulation_seed,
+)
+from shared.types import DeviceId, FloatVector, IntVector, RoundNumber, RunId
+
+_COUNT_ROUND = RoundNumber(0)
+"""The noised example count belongs to the run, not to one of its rounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where a device keeps what it must not lose, and what it must not show."""
+
+    folder: Path
+
+    @property
+    def examples(self) -> Path:
+        """The example store."""
+        return self.folder / "examples.db"
+
+    @property
+    def ledger(self) -> Path:
+        """The privacy ledger."""
+        return self.folder / "ledger.jsonl"
+
+    @property
+    def seeds(self) -> Path:
+        """Release seeds of updates that have no receipt yet."""
+        return self.folder / "seeds"
+
+    @property
+    def outbox(self) -> Path:
+        """Encrypted updates that have no receipt yet."""
+        return self.folder / "outbox"
+
+    @property
+    def features(self) -> Path:
+        """Cached activations of the frozen encoder."""
+        return self.folder / "features"
+
+    @property
+    def blobs(self) -> Path:
+        """Adapters and public keys that were fetched."""
+        return self.folder / "blobs"
+
+    def noised_count(self, run: RunId) -> Path:
+        """The run's noised example count, released once."""
+        return self.folder / "counts" / run
+
+
+@dataclass(frozen=True, slots=True)
+class Invited:
+    """One round that this device was asked to take part in, with what it fetched."""
+
+    plan: RunPlan
+    round: RoundNumber
+    adapter: bytes
+    public_key: bytes
+    key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """What the device's owner allows.
+
+    Attributes:
+        device: The device's name.
+        epsilon_budget: Most ε, at the job's δ, over everything this store ever
+            took part in; infinity allows runs without noise.
+        simulation_seed: Makes noise repeatable; only for simulated devices.
+    """
+
+    device: DeviceId
+    epsilon_budget: float
+    simulation_seed: bytes | None = None
+
+
+def check_budget(plan: RunPlan, ledger: Ledger, owner: Owner) -> None:
+    """Refuse a run whose worst case would overrun the owner's budget (P3).
+
+    The worst case is everything charged so far and every round of this run that
+    is not charged yet, the device taking part in all of them.
+
+    Raises:
+        BudgetExceeded: with both numbers.
+        SeedRefused: the run or the device is simulated and the other is not.
+    """
+    if plan.simulation != (owner.simulation_seed is not None):
+        raise SeedRefused(
+            "the run asks for repeatable noise, which only a simulated device gives"
+            if plan.simulation
+            else "this is a simulated device: its noise is repeatable and protects nobody"
+        )
+    charged = [charge for charge in ledger.charges() if charge.run == plan.run]
+    left = plan.job.training.rounds - len(charged)
+    ahead = plan.round_facts() * max(left, 0) + (() if charged else plan.count_facts())
+    needed = ledger.epsilon_after(ahead, plan.job.privacy.delta)
+    if needed > owner.epsilon_budget:
+        raise BudgetExceeded(needed=needed, budget=owner.epsilon_budget)
+
+
+def participate(invited: Invited, home: Home, owner: Owner, trainer: Trainer) -> bytes:
+    """Train, and return the encrypted update: the one release of this round.
+
+    The same call after a crash returns an update that decrypts to the same
+    integers. Runs for as long as training takes; call it beside the agent.
+
+    Returns:
+        The ciphertext frame, of the run's exact length.
+
+    Raises:
+        BudgetExceeded, SeedRefused: the owner does not allow it (P3).
+        LedgerDamaged: the ledger cannot be trusted; nothing is released.
+        GateRefused: training gave nothing that may be sent.
+        DataError: there are no examples, or none with a label of the run.
+        StorageError, ModelError, ChildDied: as their names say.
+    """
+    plan, round_ = invited.plan, invited.round
+    store = ExampleStore(home.examples)
+    if store.count == 0:
+        raise DataError("this device has no examples; add some with 'llmos edge data add FILE'")
+    ledger = Ledger(home.ledger)
+    check_budget(plan, ledger, owner)
+    seeds = ReleaseSeeds(home.seeds)
+    trainer.prepare(plan.job.model.base, home.examples, home.features)
+    seed = seeds.obtain(plan.run_id, round_, _draw(owner, plan, round_))
+    count_seed = seeds.obtain(plan.run_id, _COUNT_ROUND, _draw(owner, plan, _COUNT_ROUND))
+    _charge(ledger, plan, round_, store.store_id)
+    expected = _noised_count(home, plan, store.count, count_seed)
+    training = plan.job.training
+    private = plan.noise_multiplier > 0
+    trained = trainer.train(
+        TrainRequest(
+            store_path=home.examples,
+            cache_folder=home.features,
+            base=plan.job.model.base,
+            adapter=invited.adapter,
+            learning_rate=training.learning_rate,
+            local_steps=training.local_steps,
+            sample_rate=training.sample_rate,
+            clip_norm=training.clip_norm if private else None,
+            noise_multiplier=plan.noise_multiplier,
+            expected_examples=expected,
+            seed=seed,
+            proximal_mu=training.proximal_mu,
+        )
+    )
+    weight = min(1.0, expected / training.examples_cap)
+    values = packed(trained.update.astype(np.float64), weight, plan, ReleaseStream(seed))
+    return cipher_for(plan.scheme, plan.layout).encrypt(
+        values,
+        public_key=invited.public_key,
+        context=SumContext(plan.run_id, round_, invited.key_id),
+    )
+
+
+def packed(update: FloatVector, weight: float, plan: RunPlan, stream: ReleaseStream) -> IntVector:
+    """The integers that are encrypted: the weighted update, then the weight.
+
+    Gate, clip, quantise: after the noise, so all three are post-processing.
+
+    Args:
+        update: Change to the parameters, float64, shape (parameters,).
+        weight: This device's share, in (0, 1].
+        plan: Ranges and bounds of the run.
+        stream: Rounds without bias, and after a restart as before it.
+
+    Raises:
+        GateRefused: the update is not finite, zero, or of the wrong length.
+    """
+    if update.shape != (plan.parameters,):
+        raise GateRefused(f"{update.shape} values were trained, the run has {plan.parameters}")
+    norm = float(np.linalg.norm(update))
+    if not math.isfinite(norm):
+        raise GateRefused("training diverged: the update is not finite")
+    if norm == 0.0:
+        raise GateRefused("training changed nothing")
+    clipped = clip_by_norm(weight * update, plan.update_norm).update
+    uniforms = stream.uniforms("rounding", plan.parameters + 1)
+    values = plan.update_quantiser.quantise(clipped, uniforms[:-1]).values
+    share = plan.weight_quantiser.quantise(np.array([weight]), uniforms[-1:]).values
+    # A weight that rounds to nothing would leave the update in the sum and its weight out.
+    return np.concatenate([values, np.maximum(share, 1)]).astype(np.int64)
+
+
+def forget_run(home: Home, run: RunId) -> None:
+    """Erase the seed and the noised count that were kept for a run that is over."""
+    ReleaseSeeds(home.seeds).erase(run, _COUNT_ROUND)
+    home.noised_count(run).unlink(missing_ok=True)
+
+
+def _draw(owner: Owner, plan: RunPlan, round_: RoundNumber) -> Callable[[], bytes]:
+    master = owner.simulation_seed
+    if master is None:
+        return operating_system_seed
+    return lambda: simulation_seed(master, owner.device, plan.run_id, round_)
+
+
+def _charge(ledger: Ledger, plan: RunPlan, round_: RoundNumber, store_id: str) -> None:
+    earlier = [charge for charge in ledger.charges() if charge.run == plan.run]
+    if any(charge.round == round_ for charge in earlier):
+        return
+    facts: tuple[Fact, ...] = plan.round_facts()
+    if not earlier:
+        facts = plan.count_facts() + facts
+    ledger.charge(
+        Charge(plan.run_id, round_, store_id, facts, datetime.now(UTC).isoformat(timespec="seconds"))
+    )
+
+
+def _noised_count(home: Home, plan: RunPlan, count: int, seed: bytes) -> float:
+    """The example count as the run may know it: noised once, then fixed.
+
+    Fixed on disk, since examples may be added during a run: the same noise on
+    two counts would give their difference away exactly.
+    """
+    if plan.noise_multiplier == 0:
+        return float(count)
+    path = home.noised_count(plan.run_id)
+    if path.exists():
+        try:
+            return float(path.read_text(encoding="ascii"))
+        except ValueError as err:
+            raise StorageError(f"{path} is damaged; restore it from a backup") from err
+    noise = float(ReleaseStream(seed).gaussians("count", 1)[0])
+    noised = max(1.0, count + COUNT_NOISE * noise)
+    write_durably(path, repr(noised).encode(), mode=0o600)
+    return noised

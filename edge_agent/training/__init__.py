@@ -1,0 +1,1 @@
+"""Local training in a child process, with or without differential privacy."""

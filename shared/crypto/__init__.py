@@ -1,0 +1,1 @@
+"""Encrypted exact sums, and the keys that tell machines apart."""

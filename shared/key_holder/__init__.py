@@ -1,0 +1,1 @@
+"""The process that opens sums, and never one update."""

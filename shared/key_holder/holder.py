@@ -1,0 +1,500 @@
+"""Opens sums over enough devices, and nothing else, ever.
+
+A process that the coordinator's operator does not control. What it promises:
+
+    H1  it never decrypts a ciphertext that was handed to it as a total: it adds
+        the devices' signed contributions by itself, and opens its own sum
+    H2  only contributions signed by devices that *its own* operator approved
+        count, each device once, and at least ``min_devices`` of them
+    H3  one opening per (run, round): the set is fixed on disk before anything is
+        opened, and another set is refused for ever
+    H4  a value that no honest cohort can reach means that nothing is released
+    H5  a fresh key pair per round, erased after the one opening
+    H6  after a crash at any point it neither opens twice nor loses the only
+        opening: the opened sum is on disk before the key is erased
+    H7  every opening is a record in an append-only log before its result leaves
+
+Why H1: a total (0, Δ) passes every check of a ciphertext's form, and its
+decryption is the secret key. Adding happens in a worker process that never sees
+a secret, so that bytes from outside are parsed where no key can leak.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+import structlog
+
+from shared.actors import Workbench
+from shared.crypto.sum_cipher import Scheme, SumContext, SumLayout, cipher_for, key_id_of, opener_for
+from shared.errors import (
+    AlreadyOpened,
+    ChildDied,
+    CohortTooSmall,
+    ConfigError,
+    LlmOsError,
+    NotApproved,
+    PrivacyError,
+    ProtocolError,
+    StorageError,
+    WrongKey,
+)
+from shared.files import append_durably, digest_of, sync_folder, write_durably
+from shared.key_holder.approvals import Approvals
+from shared.transport.transport import Transport
+from shared.types import Digest, PublicKey, RoundNumber, RunId
+from shared.wire import codec, topics
+from shared.wire.chunks import Downloads, serve_blob
+from shared.wire.envelope import Envelope, Post, claimed_sender, open_sealed
+from shared.wire.messages import (
+    BlobChunk,
+    BlobRequest,
+    Contribution,
+    KeyAnnouncement,
+    KeyRequest,
+    Message,
+    Opened,
+    OpeningRefused,
+    OpenRequest,
+)
+
+MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
+
+log = structlog.get_logger()
+
+
+class Adder(Protocol):
+    """Adds frames in a process of its own; see ``shared.crypto.sum_worker``."""
+
+    def begin(self, layout: SumLayout, scheme: Scheme, context: SumContext) -> None:
+        """Start an empty total."""
+        ...
+
+    def add(self, context: SumContext, path: Path) -> int:
+        """Fold one frame; returns devices so far."""
+        ...
+
+    def dump(self, context: SumContext) -> bytes:
+        """The total's bytes."""
+        ...
+
+    def discard(self, context: SumContext) -> None:
+        """Forget a total."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Vault:
+    """The files of one round, each written once. See H3, H5, H6 for their order."""
+
+    folder: Path
+
+    @property
+    def secret(self) -> Path:
+        return self.folder / "secret.key"
+
+    @property
+    def announced(self) -> Path:
+        """The announcement as JSON; its key pair exists or existed."""
+        return self.folder / "announced.json"
+
+    @property
+    def public(self) -> Path:
+        return self.folder / "public.key"
+
+    @property
+    def fixed(self) -> Path:
+        """Digest of the one set of contributions that may be opened."""
+        return self.folder / "fixed.json"
+
+    @property
+    def opened(self) -> Path:
+        return self.folder / "opened.sum"
+
+
+@dataclass(slots=True)
+class _Opening:
+    """An opening under way: contributions are fetched, then added, then opened."""
+
+    envelope: Envelope
+    total: Digest
+    contributions: dict[Digest, str]
+    files: list[Path] = field(default_factory=list)
+    adding: bool = False
+
+
+class KeyHolder:
+    """The key holder as an actor. Driven by one thread."""
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        transport: Transport,
+        post: Post,
+        coordinator: PublicKey,
+        min_devices: int,
+        bench: Workbench,
+        adder: Adder,
+    ) -> None:
+        """Stand where the files in ``home`` say it stood.
+
+        Args:
+            home: Keys, approvals, openings and the log; nobody else may read it.
+            transport: Opened by whoever drives this actor.
+            post: Seals and opens envelopes.
+            coordinator: The only peer it talks to.
+            min_devices: Fewest devices in a sum it opens; its operator's choice.
+            bench: Clock and place for slow work.
+            adder: Adds ciphertexts without any secret.
+
+        Raises:
+            ValueError: ``min_devices`` is below 2, which would open one update.
+        """
+        if min_devices < 2:
+            raise ValueError(f"min_devices must be at least 2, not {min_devices}")
+        self._home = home
+        self._transport = transport
+        self._post = post
+        self._coordinator = coordinator
+        self._min_devices = min_devices
+        self._bench = bench
+        self._adder = adder
+        self._approvals = Approvals(home / "approvals.json")
+        self._downloads = Downloads(self._request)
+        self._openings: dict[tuple[RunId, RoundNumber], _Opening] = {}
+
+    @property
+    def topics(self) -> Sequence[str]:
+        """Its own branch only."""
+        return (topics.down(topics.KEY_HOLDER),)
+
+    def receive(self, topic: str, payload: bytes) -> None:
+        """Take one message of the coordinator; everything else is refused and logged."""
+        try:
+            envelope = self._post.open(payload, expected=self._coordinator)
+        except ProtocolError as err:
+            log.warning("message.refused", topic=topic[:80], code=err.code, error=str(err))
+            return
+        try:
+            match envelope.message:
+                case BlobChunk() as chunk:
+                    self._downloads.receive("coordinator", chunk, self._bench.now())
+                case BlobRequest() as request:
+                    self._serve(request)
+                case KeyRequest() as request:
+                    self._announce(envelope, request)
+                case OpenRequest() as request:
+                    self._consider(envelope, request)
+                case message:
+                    log.warning("message.refused", kind=message.kind)
+        except StorageError as err:
+            log.error("disk.failing", error=str(err))
+        except LlmOsError as err:
+            self._refuse(envelope, err)
+
+    def tick(self) -> float:
+        """Ask again for what has stalled."""
+        self._downloads.tick(self._bench.now())
+        return 0.5 if self._downloads.under_way else 5.0
+
+    def close(self) -> None:
+        """Nothing to release: everything that matters is on disk."""
+
+    # A round's key
+
+    def _announce(self, envelope: Envelope, request: KeyRequest) -> None:
+        vault = self._vault(envelope)
+        if not vault.announced.exists():
+            announcement = self._new_keys(vault, request)
+        else:
+            announcement = KeyAnnouncement(**json.loads(vault.announced.read_text()))
+            asked = (request.scheme, request.count, request.bits, request.max_devices)
+            made = (
+                announcement.scheme,
+                announcement.count,
+                announcement.bits,
+                announcement.max_devices,
+            )
+            if asked != made:
+                raise WrongKey("this round's key was made for another layout")
+        self._send(announcement, envelope)
+
+    def _new_keys(self, vault: _Vault, request: KeyRequest) -> KeyAnnouncement:
+        try:
+            scheme = Scheme(request.scheme)
+            layout = SumLayout(
+                count=request.count, bits=request.bits, max_devices=request.max_devices
+            )
+        except (ValueError, ConfigError) as err:
+            raise ProtocolError(f"no key can be made for this layout: {err}") from err
+        if scheme is Scheme.CLEAR:
+            raise ProtocolError("the clear scheme has no keys to hold")
+        pair = opener_for(scheme, layout).new_key_pair()
+        announcement = KeyAnnouncement(
+            scheme=scheme,
+            count=layout.count,
+            bits=layout.bits,
+            max_devices=layout.max_devices,
+            min_devices=self._min_devices,
+            key_id=key_id_of(pair.public),
+            digest=digest_of(pair.public),
+            size=len(pair.public),
+        )
+        vault.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_durably(vault.secret, pair.secret, mode=0o600)
+        write_durably(vault.public, pair.public)
+        # Last: from here on the key pair is this round's, and no other is ever made (H5).
+        write_durably(vault.announced, json.dumps(_fields(announcement)).encode())
+        return announcement
+
+    # An opening
+
+    def _consider(self, envelope: Envelope, request: OpenRequest) -> None:
+        vault = self._vault(envelope)
+        if not vault.announced.exists():
+            raise WrongKey(f"no key was made for round {envelope.round} of {envelope.run}")
+        if (envelope.run, envelope.round) in self._openings:
+            return
+        if request.manifest_bytes > MAX_MANIFEST_BYTES:
+            raise ProtocolError(f"a manifest of {request.manifest_bytes} bytes is too large")
+
+        def arrived(path: Path) -> None:
+            try:
+                self._fix(envelope, request, path.read_bytes())
+            except StorageError as err:
+                log.error("disk.failing", error=str(err))
+            except LlmOsError as err:
+                self._refuse(envelope, err)
+
+        self._downloads.fetch(
+            Digest(request.manifest),
+            request.manifest_bytes,
+            vault.folder / f"manifest-{request.manifest[:16]}",
+            peer="coordinator",
+            now=self._bench.now(),
+            finished=arrived,
+            failed=lambda err: self._refuse(envelope, err),
+        )
+
+    def _fix(self, envelope: Envelope, request: OpenRequest, manifest: bytes) -> None:
+        """Check the set of contributions and fix it on disk, before anything is fetched (H2, H3)."""
+        vault = self._vault(envelope)
+        contributions = self._checked(envelope, manifest, vault)
+        wanted = sorted(contributions)
+        if vault.fixed.exists():
+            if json.loads(vault.fixed.read_text()) != wanted:
+                raise AlreadyOpened(
+                    f"round {envelope.round} of {envelope.run} was fixed with another set"
+                )
+        else:
+            write_durably(vault.fixed, json.dumps(wanted).encode())
+        if vault.opened.exists():
+            self._report(envelope, len(wanted))
+            return
+        if not vault.secret.exists():
+            raise AlreadyOpened(f"the key of round {envelope.round} has been erased")
+        opening = _Opening(envelope, Digest(request.total), contributions)
+        self._openings[envelope.run, envelope.round] = opening
+        size = self._frame_bytes(vault)
+        for digest in wanted:
+            self._downloads.fetch(
+                digest,
+                size,
+                vault.folder / "contributions" / digest,
+                peer="coordinator",
+                now=self._bench.now(),
+                finished=lambda path: self._fetched(opening, path),
+                failed=lambda err: self._abandon(opening, err),
+            )
+
+    def _checked(self, envelope: Envelope, manifest: bytes, vault: _Vault) -> dict[Digest, str]:
+        """The contributions that count, by digest (H2).
+
+        Raises:
+            NotApproved, ProtocolError, CohortTooSmall: with the reason; nothing
+                of the set is then opened, not even a part that would do.
+        """
+        announcement = json.loads(vault.announced.read_text())
+        records = codec.decode(manifest, limit=MAX_MANIFEST_BYTES)
+        if not isinstance(records, list) or not all(isinstance(r, bytes) for r in records):
+            raise ProtocolError("the manifest is not a list of contributions")
+        approved = self._approvals.read()
+        contributions: dict[Digest, str] = {}
+        devices: set[str] = set()
+        for record in records:
+            sender = claimed_sender(record)
+            name = approved.get(sender)
+            if name is None:
+                raise NotApproved(
+                    f"a contribution is signed by {sender.hex()[:16]}…, which nobody approved here"
+                )
+            signed = open_sealed(record, expected=sender)
+            message = signed.message
+            if not isinstance(message, Contribution):
+                raise ProtocolError("the manifest holds something else than contributions")
+            if (signed.run, signed.round) != (envelope.run, envelope.round):
+                raise ProtocolError(f"{name}'s contribution is to another round")
+            if (message.key_id, message.scheme) != (announcement["key_id"], announcement["scheme"]):
+                raise WrongKey(f"{name}'s contribution is under another key")
+            if name in devices:
+                raise ProtocolError(f"{name} is in the set twice")
+            devices.add(name)
+            contributions[Digest(message.digest)] = name
+        if len(contributions) != len(records):
+            raise ProtocolError("two contributions are the same ciphertext")
+        if len(devices) < self._min_devices:
+            raise CohortTooSmall(present=len(devices), required=self._min_devices)
+        if len(devices) > announcement["max_devices"]:
+            raise ProtocolError("more devices than the fields of this round can hold")
+        return contributions
+
+    def _fetched(self, opening: _Opening, path: Path) -> None:
+        opening.files.append(path)
+        if len(opening.files) < len(opening.contributions) or opening.adding:
+            return
+        opening.adding = True
+        self._bench.work(
+            lambda: self._open(opening), lambda result: self._finished(opening, result)
+        )
+
+    def _open(self, opening: _Opening) -> bytes:
+        """Add what the devices sent, and open that (H1, H4). Runs beside the actor."""
+        vault, envelope = self._vault(opening.envelope), opening.envelope
+        announcement = json.loads(vault.announced.read_text())
+        layout, scheme = _layout_of(announcement), Scheme(announcement["scheme"])
+        context = SumContext(envelope.run, envelope.round, announcement["key_id"])
+        self._adder.begin(layout, scheme, context)
+        try:
+            for path in sorted(opening.files):
+                self._adder.add(context, path)
+            total = self._adder.dump(context)
+        finally:
+            self._adder.discard(context)
+        if digest_of(total) != opening.total:
+            raise ProtocolError("the coordinator's total is not the sum of these contributions")
+        values = opener_for(scheme, layout).open(
+            total,
+            secret_key=vault.secret.read_bytes(),
+            context=context,
+            devices=len(opening.contributions),
+        )
+        return np.asarray(values, "<i8").tobytes()
+
+    def _finished(self, opening: _Opening, result: Future[bytes]) -> None:
+        envelope = opening.envelope
+        vault = self._vault(envelope)
+        try:
+            values = result.result()
+            self._write_log(envelope, opening, values)
+            write_durably(vault.opened, values, mode=0o600)
+            _erase(vault.secret)
+            for path in opening.files:
+                path.unlink()
+        except (StorageError, ChildDied) as err:
+            # Nothing was opened or lost: the coordinator's next request starts again.
+            log.error("opening.interrupted", error=str(err))
+            self._openings.pop((envelope.run, envelope.round), None)
+        except LlmOsError as err:
+            self._abandon(opening, err)
+        else:
+            self._openings.pop((envelope.run, envelope.round), None)
+            log.info("sum.opened", run=envelope.run, round=envelope.round)
+            self._report(envelope, len(opening.contributions))
+
+    def _abandon(self, opening: _Opening, err: LlmOsError) -> None:
+        """Give an opening up. A privacy or protocol failure costs the round its key."""
+        envelope = opening.envelope
+        self._openings.pop((envelope.run, envelope.round), None)
+        if isinstance(err, PrivacyError):
+            _erase(self._vault(envelope).secret)
+        self._refuse(envelope, err)
+
+    def _report(self, envelope: Envelope, devices: int) -> None:
+        data = self._vault(envelope).opened.read_bytes()
+        self._send(Opened(digest_of(data), len(data), devices), envelope)
+
+    def _write_log(self, envelope: Envelope, opening: _Opening, values: bytes) -> None:
+        record = {
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "run": envelope.run,
+            "round": envelope.round,
+            "devices": sorted(opening.contributions.values()),
+            "total": opening.total,
+            "sum": digest_of(values),
+        }
+        append_durably(self._home / "openings.jsonl", json.dumps(record).encode() + b"\n")
+
+    # Small things
+
+    def _serve(self, request: BlobRequest) -> None:
+        """Public keys and opened sums; never anything else of the vault."""
+        for vault in self._vaults():
+            for path in (vault.public, vault.opened):
+                if path.exists() and digest_of(path.read_bytes()) == request.digest:
+                    for chunk in serve_blob(request, path):
+                        self._publish(self._post.seal(chunk))
+                    return
+        log.info("blob.withheld", digest=request.digest[:12])
+
+    def _vaults(self) -> list[_Vault]:
+        """Vaults, the youngest first: what is asked for is nearly always the last round's."""
+        folders = (self._home / "rounds").glob("*/*")
+        return [_Vault(f) for f in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)]
+
+    def _vault(self, envelope: Envelope) -> _Vault:
+        if not topics.is_name(envelope.run) or envelope.round < 1:
+            raise ProtocolError("the message names no run and round")
+        return _Vault(self._home / "rounds" / envelope.run / str(envelope.round))
+
+    def _frame_bytes(self, vault: _Vault) -> int:
+        announcement = json.loads(vault.announced.read_text())
+        return cipher_for(Scheme(announcement["scheme"]), _layout_of(announcement)).frame_bytes()
+
+    def _refuse(self, envelope: Envelope, err: LlmOsError) -> None:
+        log.warning(
+            "opening.refused", run=envelope.run, round=envelope.round, code=err.code, error=str(err)
+        )
+        self._send(OpeningRefused(err.code, str(err)), envelope)
+
+    def _send(self, message: Message, envelope: Envelope) -> None:
+        self._post.guard.save()
+        self._publish(self._post.seal(message, run=envelope.run, round_=envelope.round))
+
+    def _publish(self, sealed: bytes) -> None:
+        self._transport.publish(topics.up(topics.KEY_HOLDER), sealed)
+
+    def _request(self, _peer: str, request: BlobRequest) -> None:
+        self._publish(self._post.seal(request))
+
+
+def _fields(announcement: KeyAnnouncement) -> dict[str, object]:
+    return {name: getattr(announcement, name) for name in announcement.__dataclass_fields__}
+
+
+def _layout_of(announcement: dict[str, int]) -> SumLayout:
+    return SumLayout(
+        count=announcement["count"],
+        bits=announcement["bits"],
+        max_devices=announcement["max_devices"],
+    )
+
+
+def _erase(secret: Path) -> None:
+    """Overwrite and remove a key file. Copies a file system keeps elsewhere are beyond us."""
+    if secret.exists():
+        with secret.open("r+b") as file:
+            file.write(bytes(secret.stat().st_size))
+            file.flush()
+            os.fsync(file.fileno())
+        secret.unlink()
+        sync_folder(secret.parent)
+

@@ -1,0 +1,71 @@
+"""How good an adapter is on texts whose labels are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from shared.models.adapter import Adapter
+from shared.types import FloatMatrix
+
+LOSS_LIMIT: Final = 30.0
+"""Most that one example adds to the loss, in nats (a probability of 1e-13), so that a label
+the adapter does not know, or a hopeless answer, still leaves a finite mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Results over one labelled set."""
+
+    overall: float
+    """Share of right answers, in [0, 1]."""
+    by_group: dict[str, float]
+    """The same within each group, by name."""
+    loss: float
+    """Mean cross-entropy in nats, each example's limited to :data:`LOSS_LIMIT`."""
+    count: int
+
+
+def evaluate(
+    adapter: Adapter, features: FloatMatrix, labels: Sequence[str], groups: Sequence[str]
+) -> Accuracy:
+    """Compare an adapter's answers with the truth. A label it does not know counts as wrong.
+
+    Args:
+        adapter: C labels over F features.
+        features: (n, F), n > 0, mean-pooled and length-normalised.
+        labels: n true labels.
+        groups: n group names.
+
+    Raises:
+        ShapeMismatch: the features do not fit the adapter.
+        ValueError: there is nothing to evaluate on, or the lengths differ.
+    """
+    if not len(features) == len(labels) == len(groups):
+        raise ValueError(
+            f"{len(features)} rows, {len(labels)} labels and {len(groups)} groups differ"
+        )
+    if not labels:
+        raise ValueError("an accuracy needs at least one example")
+    logits = adapter.logits(features).astype(np.float64)
+    position = {label: index for index, label in enumerate(adapter.labels)}
+    truth = np.array([position.get(label, -1) for label in labels])
+    known = truth >= 0
+
+    right = logits.argmax(axis=1) == truth
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_sums = np.log(np.exp(shifted).sum(axis=1))
+    losses = np.full(len(labels), LOSS_LIMIT)
+    rows = np.flatnonzero(known)
+    losses[rows] = np.minimum(log_sums[rows] - shifted[rows, truth[rows]], LOSS_LIMIT)
+
+    members = np.array(groups)
+    return Accuracy(
+        overall=float(right.mean()),
+        by_group={name: float(right[members == name].mean()) for name in sorted(set(groups))},
+        loss=float(losses.mean()),
+        count=len(labels),
+    )

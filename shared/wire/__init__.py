@@ -1,0 +1,1 @@
+"""What travels: topics, messages, signed envelopes, chunks of blobs."""

@@ -1,0 +1,195 @@
+"""Every message travels in a signed envelope with a sequence number.
+
+    E1  nothing of a body is looked at before its signature has been checked
+    E2  the signature covers the sender, its sequence number, run, round, kind
+        and the SHA-256 of the body, under a domain of its own
+    E3  a sequence number that is not newer than the last one accepted from the
+        same sender is a replay, also after a restart of either side
+
+Sequence numbers increase strictly: everything in the protocol is repeated until
+answered, so a message that overtakes another only costs a repetition.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from shared.crypto.identity import Identity, verify
+from shared.errors import ReplayedMessage, StorageError, UndecodableMessage
+from shared.files import write_durably
+from shared.types import PublicKey, RoundNumber, RunId
+from shared.wire import codec
+from shared.wire.messages import Message, from_body, to_body
+
+_DOMAIN: Final = b"llmos/v1/envelope\x00"
+_VERSION: Final = 1
+_BLOCK: Final = 4096
+_TYPES: Final = (int, str, bytes, int, str, int, bytes, bytes)
+
+NO_RUN: Final = RunId("")
+NO_ROUND: Final = RoundNumber(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A message with its sender, as it was signed. ``raw`` is the signed bytes."""
+
+    sender: PublicKey
+    sequence: int
+    run: RunId
+    round: RoundNumber
+    message: Message
+    raw: bytes
+
+
+class SequenceSource:
+    """Strictly increasing numbers that never repeat, whatever happens to the process.
+
+    Numbers are reserved on disk in blocks; a restart skips the rest of a block.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._next = 1
+        if path.exists():
+            try:
+                self._next = int(path.read_text(encoding="ascii"))
+            except ValueError as err:
+                raise StorageError(
+                    f"{path} is damaged; restore it from a backup, or remove it and join again "
+                    "with a new identity (peers refuse numbers that go back)"
+                ) from err
+        self._reserved = self._next
+
+    def next(self) -> int:
+        """The next number; on disk before it is used."""
+        if self._next >= self._reserved:
+            self._reserved = self._next + _BLOCK
+            write_durably(self._path, str(self._reserved).encode())
+        number = self._next
+        self._next += 1
+        return number
+
+
+class ReplayGuard:
+    """The last sequence number accepted from each sender, kept across restarts.
+
+    :meth:`accept` works in memory; :meth:`save` makes what was accepted durable
+    and belongs before any answer that a replay must not earn twice. A crash
+    between the two lets old *idempotent* messages in once more, never an update:
+    those are counted by (run, round, device).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._last: dict[str, int] = {}
+        self._dirty = False
+        if path.exists():
+            try:
+                self._last = {str(k): int(v) for k, v in json.loads(path.read_text()).items()}
+            except (ValueError, AttributeError) as err:
+                raise StorageError(f"{path} is damaged; restore it from a backup") from err
+
+    def accept(self, sender: PublicKey, sequence: int) -> None:
+        """Remember ``sequence``.
+
+        Raises:
+            ReplayedMessage: it is not newer than the last one of this sender (E3).
+        """
+        last = self._last.get(sender.hex(), 0)
+        if sequence <= last:
+            raise ReplayedMessage(f"sequence {sequence} after {last}")
+        self._last[sender.hex()] = sequence
+        self._dirty = True
+
+    def save(self) -> None:
+        """Write what was accepted to disk, if anything was."""
+        if self._dirty:
+            write_durably(self._path, json.dumps(self._last).encode())
+            self._dirty = False
+
+
+class Post:
+    """Seals outgoing and opens incoming messages of one process."""
+
+    def __init__(self, identity: Identity, folder: Path) -> None:
+        """``folder`` keeps the sequence numbers; one process uses it at a time."""
+        self._identity = identity
+        self._sequence = SequenceSource(folder / "sequence")
+        self.guard = ReplayGuard(folder / "replay-guard.json")
+
+    @property
+    def public(self) -> PublicKey:
+        """The key others know this process by."""
+        return self._identity.public
+
+    def seal(self, message: Message, *, run: RunId = NO_RUN, round_: RoundNumber = NO_ROUND) -> bytes:
+        """Sign a message under a fresh sequence number."""
+        return seal(self._identity, self._sequence.next(), message, run=run, round_=round_)
+
+    def open(self, raw: bytes, *, expected: PublicKey) -> Envelope:
+        """Open a fresh message of a known sender.
+
+        Raises:
+            UndecodableMessage: not an envelope, or not from ``expected``.
+            BadSignature: the signature does not fit.
+            ReplayedMessage: the sequence number is not new (E3).
+        """
+        envelope = open_sealed(raw, expected=expected)
+        self.guard.accept(envelope.sender, envelope.sequence)
+        return envelope
+
+
+def seal(
+    identity: Identity, sequence: int, message: Message, *, run: RunId, round_: RoundNumber
+) -> bytes:
+    """Sign ``message`` into an envelope (E2)."""
+    body = to_body(message)
+    head = [_VERSION, message.kind, bytes(identity.public), sequence, run, round_]
+    signature = identity.sign(_signed(head, body))
+    return codec.encode([*head, body, signature])
+
+
+def open_sealed(raw: bytes, *, expected: PublicKey) -> Envelope:
+    """Check an envelope's signature and read it, without looking at its sequence number.
+
+    For records that are kept and shown again, such as contributions; whoever
+    uses it must count them in a way that a replay cannot change.
+
+    Raises:
+        UndecodableMessage: not an envelope, or not from ``expected``.
+        BadSignature: the signature does not fit.
+    """
+    version, kind, sender, sequence, run, round_, body, signature = _parts(raw)
+    if version != _VERSION:
+        raise UndecodableMessage(f"version {version} of the wire format, this is {_VERSION}")
+    if sender != expected:
+        raise UndecodableMessage("the sender is not who this message should come from")
+    verify(PublicKey(sender), signature, _signed([version, kind, sender, sequence, run, round_], body))
+    return Envelope(
+        PublicKey(sender), sequence, RunId(run), RoundNumber(round_), from_body(kind, body), raw
+    )
+
+
+def claimed_sender(raw: bytes) -> PublicKey:
+    """Who an envelope *says* it is from; to look the key up, never to trust it.
+
+    Raises:
+        UndecodableMessage: not an envelope.
+    """
+    return PublicKey(_parts(raw)[2])
+
+
+def _parts(raw: bytes) -> list[Any]:
+    parts = codec.decode(raw)
+    if not isinstance(parts, list) or [type(part) for part in parts] != list(_TYPES):
+        raise UndecodableMessage("not an envelope")
+    return parts
+
+
+def _signed(head: list[Any], body: bytes) -> bytes:
+    return _DOMAIN + codec.encode([*head, hashlib.sha256(body).digest()])

@@ -1,0 +1,269 @@
+"""Every message, as a frozen dataclass; the module is the protocol's vocabulary.
+
+Fields are ``int``, ``float``, ``str``, ``bytes`` or tuples of text. Large
+things (adapters, keys, encrypted updates, opened sums) never ride in a message:
+it names their digest and size, and the receiver asks for the blob in windows
+(:mod:`shared.wire.chunks`).
+
+Versioning: fields are only ever added, with a default; a changed meaning is a
+new class. Unknown kinds and unknown fields are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, get_type_hints
+
+from shared.errors import UndecodableMessage
+from shared.wire import codec
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Base of all messages."""
+
+    kind: ClassVar[str]
+
+
+# Anyone ↔ coordinator
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRequest(Message):
+    """Send ``length`` bytes of a blob from ``offset`` on, in chunks."""
+
+    kind: ClassVar[str] = "blob-request"
+    digest: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlobChunk(Message):
+    """A piece of a blob, at most 256 KiB."""
+
+    kind: ClassVar[str] = "blob-chunk"
+    digest: str
+    offset: int
+    data: bytes
+
+
+# Coordinator → devices
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Message):
+    """Everyone who hears this says that they are present."""
+
+    kind: ClassVar[str] = "call"
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation(Message):
+    """Take part in this round.
+
+    Attributes:
+        plan: The run plan as JSON.
+        adapter: Digest of the adapter to start from; ``adapter_bytes`` its size.
+        announcement: The key holder's signed envelope with a
+            :class:`KeyAnnouncement`; empty with the clear scheme.
+    """
+
+    kind: ClassVar[str] = "invitation"
+    plan: str
+    adapter: str
+    adapter_bytes: int
+    announcement: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt(Message):
+    """The update with this digest is on the coordinator's disk: it may be deleted."""
+
+    kind: ClassVar[str] = "receipt"
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal(Message):
+    """The update with this digest will never be counted; ``code`` as in errors.md."""
+
+    kind: ClassVar[str] = "refusal"
+    digest: str
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunOver(Message):
+    """No further round of this run follows: release what was kept warm for it."""
+
+    kind: ClassVar[str] = "run-over"
+
+
+# Devices → coordinator
+
+
+@dataclass(frozen=True, slots=True)
+class Presence(Message):
+    """This device is there; ``state`` is ``idle`` or ``training``."""
+
+    kind: ClassVar[str] = "presence"
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted(Message):
+    """The device takes part in the envelope's round."""
+
+    kind: ClassVar[str] = "accepted"
+
+
+@dataclass(frozen=True, slots=True)
+class Declined(Message):
+    """The device does not take part; ``code`` as in errors.md."""
+
+    kind: ClassVar[str] = "declined"
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution(Message):
+    """An encrypted update is ready in the outbox.
+
+    The signed envelope around this message is the contribution *record*: the
+    key holder checks its signature against the devices that its own operator
+    approved, and adds only ciphertexts with this digest.
+    """
+
+    kind: ClassVar[str] = "contribution"
+    device: str
+    digest: str
+    size: int
+    scheme: str
+    key_id: str
+
+
+# Coordinator ↔ key holder
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRequest(Message):
+    """Make a key pair for the envelope's round."""
+
+    kind: ClassVar[str] = "key-request"
+    scheme: str
+    count: int
+    bits: int
+    max_devices: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyAnnouncement(Message):
+    """The public key of the envelope's round, and the fewest devices it opens for."""
+
+    kind: ClassVar[str] = "key-announcement"
+    scheme: str
+    count: int
+    bits: int
+    max_devices: int
+    min_devices: int
+    key_id: str
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRequest(Message):
+    """Open the sum of these contributions.
+
+    Attributes:
+        manifest: Digest of a blob: a CBOR array of contribution envelopes.
+        manifest_bytes: Its size.
+        total: Digest of the encrypted total as the coordinator added it. The
+            holder adds by itself and refuses when its own total differs.
+    """
+
+    kind: ClassVar[str] = "open-request"
+    manifest: str
+    manifest_bytes: int
+    total: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opened(Message):
+    """The sum, as a blob of little-endian int64, and how many devices are in it."""
+
+    kind: ClassVar[str] = "opened"
+    digest: str
+    size: int
+    devices: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpeningRefused(Message):
+    """The key holder does not open this; ``code`` as in errors.md."""
+
+    kind: ClassVar[str] = "opening-refused"
+    code: str
+    reason: str
+
+
+KINDS: Final[dict[str, type[Message]]] = {
+    kind.kind: kind
+    for kind in (
+        BlobRequest,
+        BlobChunk,
+        Call,
+        Invitation,
+        Receipt,
+        Refusal,
+        RunOver,
+        Presence,
+        Accepted,
+        Declined,
+        Contribution,
+        KeyRequest,
+        KeyAnnouncement,
+        OpenRequest,
+        Opened,
+        OpeningRefused,
+    )
+}
+
+
+def to_body(message: Message) -> bytes:
+    """CBOR map of the message's fields."""
+    return codec.encode(
+        {field.name: getattr(message, field.name) for field in dataclasses.fields(message)}
+    )
+
+
+def from_body(kind: str, body: bytes) -> Message:
+    """Read a message of a kind.
+
+    Raises:
+        UndecodableMessage: unknown kind, unknown or missing field, wrong type,
+            or a negative number where sizes and offsets stand.
+    """
+    cls = KINDS.get(kind)
+    if cls is None:
+        raise UndecodableMessage(f"unknown kind of message {kind[:40]!r}")
+    values = codec.decode(body)
+    hints = _field_types(cls)
+    if not isinstance(values, dict) or values.keys() != hints.keys():
+        raise UndecodableMessage(f"a '{kind}' has the fields {sorted(hints)}")
+    for name, expected in hints.items():
+        value: Any = values[name]
+        if type(value) is not expected:
+            raise UndecodableMessage(f"{kind}.{name} must be {expected.__name__}")
+        if expected is int and not 0 <= value < 2**63:
+            raise UndecodableMessage(f"{kind}.{name} must lie in [0, 2^63)")
+    return cls(**values)
+
+
+def _field_types(cls: type[Message]) -> dict[str, type]:
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}

@@ -1,0 +1,64 @@
+"""What holds for every test: no network beyond loopback, and in CI no silent gaps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from coordinator.broker.embedded import EmbeddedBroker
+
+# Before anything imports a library that reads them.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TRANSFORMERS_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    DO_NOT_TRACK="1",
+)
+
+REQUIRED_IN_CI = ("broker", "model", "processes")
+"""A test with one of these marks must run, not be skipped, where LLMOS_REQUIRE_ALL=1."""
+
+
+def _everything_must_run() -> bool:
+    return os.environ.get("LLMOS_REQUIRE_ALL") == "1"
+
+
+def _fail_instead(report: pytest.TestReport | pytest.CollectReport) -> None:
+    why = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+    report.outcome = "failed"
+    report.longrepr = f"LLMOS_REQUIRE_ALL=1, but this was skipped: {why}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skip of a required test into a failure."""
+    report = yield
+    marked = any(item.get_closest_marker(mark) is not None for mark in REQUIRED_IN_CI)
+    if report.skipped and not hasattr(report, "wasxfail") and marked and _everything_must_run():
+        _fail_instead(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Turn the skip of a whole module into a failure: which marks it holds cannot be known."""
+    report = yield
+    if report.skipped and _everything_must_run():
+        _fail_instead(report)
+    return report
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
+    """One Mosquitto for all tests that do not restart it. Mark them ``broker``."""
+    from tests.support.brokers import running_mosquitto
+
+    with running_mosquitto(tmp_path_factory.mktemp("broker")) as running:
+        yield running

@@ -1,0 +1,90 @@
+"""The shape of the project, kept by machine so that reviews need not."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+FRAMEWORKS = frozenset(
+    {
+        "fastapi",
+        "flwr",
+        "onnxruntime",
+        "opacus",
+        "paho",
+        "sqlalchemy",
+        "tenseal",
+        "torch",
+        "transformers",
+    }
+)
+"""What costs seconds or tens of megabytes to import, or is to be met in one place only."""
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules present after ``statement`` runs in a fresh interpreter."""
+    code = f"{statement}\nimport sys; print(*{{m.partition('.')[0] for m in sys.modules}})"
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(out.stdout.split())
+
+
+def test_the_instrument_sees_an_import() -> None:
+    assert "sqlalchemy" in loaded_by("import sqlalchemy")
+    assert "json" not in loaded_by("")
+
+
+@pytest.mark.parametrize(
+    ("statement", "allowed"),
+    [
+        ("import shared.errors, shared.types, shared.files, shared.extras", set()),
+        ("import shared.processes", set()),
+        ("import shared.command_line", set()),
+        ("import shared.transport.memory, shared.transport.mqtt", set()),
+        ("import shared.crypto.public_key", set()),
+        ("import shared.models.pytorch", set()),
+        ("import coordinator.federation.rounds", set()),
+        ("import coordinator.broker.embedded", set()),
+        ("import edge_agent.agent", set()),
+        ("import edge_agent.participate", set()),
+        ("import edge_agent.training.dp_sgd", set()),
+    ],
+)
+def test_importing_stays_light(statement: str, allowed: set[str]) -> None:
+    assert loaded_by(statement) & FRAMEWORKS <= allowed
+
+
+@pytest.mark.parametrize("package", ["shared", "coordinator", "edge_agent", "sim"])
+def test_our_packages_are_ours(package: str) -> None:
+    """Their names are common words: nothing installed may shadow them."""
+    module = importlib.import_module(package)
+    assert module.__file__ is not None
+    assert Path(module.__file__).is_relative_to(ROOT)
+
+
+def test_imports_point_the_ways_that_were_agreed() -> None:
+    run = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_every_folder_of_ours_is_a_package() -> None:
+    """A folder without ``__init__.py`` is invisible to the import contracts and the wheel."""
+    folders = {
+        file.parent
+        for package in ("shared", "coordinator", "edge_agent", "sim")
+        for file in (ROOT / package).rglob("*.py")
+    }
+    assert {folder for folder in folders if not (folder / "__init__.py").is_file()} == set()
