@@ -22,16 +22,22 @@ from shared.errors import DataError, StorageError
 from shared.files import disk_errors
 from shared.types import Digest
 
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS store (id TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS examples (
-    position INTEGER PRIMARY KEY,
-    text TEXT NOT NULL,
-    label TEXT NOT NULL,
-    "group" TEXT NOT NULL,
-    UNIQUE (text, label)
-);
-"""
+_SQLITE: Final = b"SQLite format 3\0"
+
+_APPLICATION_ID: Final = 0x4C4C4D45
+"""SQLite's own mark for whose file this is."""
+
+_SCHEMA: Final = (
+    f"PRAGMA application_id = {_APPLICATION_ID}",
+    "CREATE TABLE store (id TEXT NOT NULL)",
+    """CREATE TABLE examples (
+        position INTEGER PRIMARY KEY,
+        text TEXT NOT NULL,
+        label TEXT NOT NULL,
+        "group" TEXT NOT NULL,
+        UNIQUE (text, label)
+    )""",
+)
 _BUSY_TIMEOUT_S: Final = 10.0
 
 
@@ -55,15 +61,25 @@ class ExampleStore:
             StorageError: the disk refused.
         """
         self._path = path
+        if path.is_dir():
+            raise DataError(f"{path} is a folder, not an example store")
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             # SQLite gives its journal files the permissions that this file has.
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            with os.fdopen(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "rb") as file:
+                start = file.read(len(_SQLITE))
+        # SQLite itself takes a file of a few bytes for an empty database and overwrites it.
+        if start not in (b"", _SQLITE):
+            raise DataError(f"{path} is not an example store, but another kind of file")
         with self._transaction() as connection:
-            for statement in filter(str.strip, _SCHEMA.split(";")):
-                connection.execute(statement)
-            if connection.execute("SELECT id FROM store").fetchone() is None:
+            (owner,) = connection.execute("PRAGMA application_id").fetchone()
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if owner == 0 and tables == 0:
+                for statement in _SCHEMA:
+                    connection.execute(statement)
                 connection.execute("INSERT INTO store VALUES (?)", (str(uuid.uuid4()),))
+            elif owner != _APPLICATION_ID:
+                raise DataError(f"{path} is not an example store, but another program's database")
             (self.store_id,) = connection.execute("SELECT id FROM store").fetchone()
             """Random, made with the file; what the ledger charges."""
 

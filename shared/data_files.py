@@ -131,8 +131,9 @@ class _Problems:
 
 def _content(path: Path) -> str:
     try:
-        # utf-8-sig also reads plain UTF-8; spreadsheets put a byte order mark first.
-        return path.read_text(encoding="utf-8-sig")
+        # utf-8-sig also reads plain UTF-8; spreadsheets put a byte order mark first. Bytes,
+        # since reading as text would turn a carriage return inside a quoted cell into "\n".
+        return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as err:
         raise DataError(f"there is no file {path}") from err
     except UnicodeDecodeError as err:

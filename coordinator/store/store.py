@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import hashlib
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_type_hints
@@ -148,6 +148,7 @@ class Store:
             StorageError: the database was made by another version, or cannot be opened.
         """
         self.folder = folder
+        self._listeners: list[Callable[[Transition | str], None]] = []
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self._engine = sa.create_engine(url)
@@ -165,6 +166,10 @@ class Store:
             raise StorageError(
                 f"the store at {url} has schema {version}, this program knows {_SCHEMA}"
             )
+
+    def subscribe(self, listener: Callable[[Transition | str], None]) -> None:
+        """Tell ``listener`` of every committed transition, and of milestones by their kind."""
+        self._listeners.append(listener)
 
     def close(self) -> None:
         """Release the connections."""
@@ -297,6 +302,7 @@ class Store:
                 connection.execute(_milestones.insert().values(row))
         except sa.exc.IntegrityError:
             return
+        self._tell(kind)
 
     def milestones(self, run: RunId) -> dict[str, Milestone]:
         """What has happened in a run, by kind."""
@@ -326,6 +332,7 @@ class Store:
                     at=now,
                 )
             )
+        self._tell(transition)
 
     def transitions(self, run: RunId) -> list[TransitionRow]:
         """Every transition of a run's rounds, in the order they were committed."""
@@ -339,6 +346,10 @@ class Store:
                 )
                 for row in connection.execute(query)
             ]
+
+    def _tell(self, what: Transition | str) -> None:
+        for listener in self._listeners:
+            listener(what)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sa.Connection]:

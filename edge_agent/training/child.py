@@ -74,6 +74,20 @@ def train(**fields: Any) -> dict[str, Any]:
     }
 
 
+def stored_features(
+    base: str, store_path: Path, cache_folder: Path
+) -> tuple[FloatMatrix, list[str]]:
+    """Features and labels of a store that was prepared before; for evaluation beside it.
+
+    Raises:
+        DataError: there is no such store, or it is empty.
+        ModelError: the base model cannot be found or used.
+    """
+    examples = _stored(store_path)
+    features = _features(_found(base), examples, cache_folder)
+    return features, [example.label for example in examples]
+
+
 def _stored(path: Path) -> list[Example]:
     if not path.exists():
         raise DataError(f"there is no example store {path}")

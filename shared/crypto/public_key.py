@@ -59,7 +59,7 @@ fails the range check.
 The sets differ from the obvious ones for this bound's sake: for 16 bits one
 60-bit prime would encrypt twice as fast, but q / 2t is then 2048 and the bound
 no better than 2^-6; for 12 bits a special prime would save 5 % of the bytes and
-cost a third more time and twice the public key.
+cost a fifth more time and twice the public key.
 
 **A crafted total reveals the key.** Decryption computes c0 + s c1: whoever gets
 (0, Δ) opened gets s. It passes every structural check there is. The opener

@@ -62,10 +62,12 @@ def evaluate(
     rows = np.flatnonzero(known)
     losses[rows] = np.minimum(log_sums[rows] - shifted[rows, truth[rows]], LOSS_LIMIT)
 
-    members = np.array(groups)
+    of_group = {
+        name: right[[group == name for group in groups]].mean() for name in sorted(set(groups))
+    }
     return Accuracy(
         overall=float(right.mean()),
-        by_group={name: float(right[members == name].mean()) for name in sorted(set(groups))},
+        by_group={name: float(share) for name, share in of_group.items()},
         loss=float(losses.mean()),
         count=len(labels),
     )

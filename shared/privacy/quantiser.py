@@ -87,7 +87,9 @@ class Quantiser:
         saturated = int(np.count_nonzero(np.abs(values) > self.value_range))
         inside = np.clip(values, -self.value_range, self.value_range)
         levels = np.floor(inside / self.step + uniforms)
-        # At the very ends, the division's last bit may reach one level too far.
+        # At the ends themselves the division's last bit decides, one level off either way.
+        ends = np.abs(values) >= self.value_range
+        levels[ends] = np.copysign(self.magnitude, values[ends])
         levels = np.clip(levels, -self.magnitude, self.magnitude)
         return Quantised(values=levels.astype(np.int64), saturated=saturated)
 

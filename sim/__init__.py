@@ -1,0 +1,1 @@
+"""Many virtual devices on one machine, running the very same code."""

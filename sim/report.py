@@ -1,0 +1,184 @@
+"""What a run came to, out of what the processes wrote down: the same for demo and simulation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coordinator.federation.rounds import AdapterApplied, Invited, RoundFailed, UpdateStored
+from coordinator.probe import Probe
+from coordinator.store.store import Store, by_round
+from edge_agent.participate import Home
+from edge_agent.training.child import stored_features
+from shared.config import read_json
+from shared.crypto.sum_cipher import Scheme, cipher_for
+from shared.errors import RoundError
+from shared.files import write_durably
+from shared.job import RunPlan
+from shared.models.adapter import Adapter
+from shared.privacy.ledger import Ledger
+from shared.types import DeviceId, Digest, RunId
+from sim.central import train_centrally
+
+SHARED_WITH = {
+    Scheme.PUBLIC_KEY: (
+        ("training texts", "the device alone"),
+        ("one device's update", "nobody: it leaves noised and encrypted"),
+        ("the sum of the updates", "key holder and coordinator, over {devices} devices"),
+        ("the secret key of a round", "the key holder, until it has opened that round's sum"),
+        ("who takes part, when, how many bytes", "coordinator and broker"),
+    ),
+    Scheme.CLEAR: (
+        ("training texts", "the device alone"),
+        ("one device's update", "coordinator and broker: it travels in clear"),
+        ("the sum of the updates", "the coordinator"),
+        ("who takes part, when, how many bytes", "coordinator and broker"),
+    ),
+}
+"""Who could see what, by scheme; docs/threat-model.md says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Where the parts of a finished run left their files."""
+
+    store: Store
+    homes: Mapping[DeviceId, Home]
+    probe: Probe
+    transport: str
+
+
+def build_report(fleet: Fleet, run: RunId, *, stages: Mapping[str, float]) -> dict[str, Any]:
+    """The report as JSON values.
+
+    Everything but ``stages`` is a function of the scenario and its seed.
+
+    Raises:
+        RoundError: the run did not finish; the message says why.
+    """
+    store = fleet.store
+    plan = read_json(RunPlan, store.run(run).plan, source="plan")
+    milestones = store.milestones(run)
+    for outcome in ("failed", "stopped"):
+        if outcome in milestones:
+            facts = milestones[outcome].facts
+            raise RoundError(f"run {run} {outcome}: {facts.get('reason', 'no reason given')}")
+    if "finished" not in milestones:
+        raise RoundError(f"run {run} has not finished")
+    final = Digest(milestones["finished"].facts["adapter"])
+    adapter = Adapter.from_bytes(store.blob(final).read_bytes())
+    first = Digest(milestones["started"].facts["adapter"])
+    central = _central(fleet, plan, Adapter.from_bytes(store.blob(first).read_bytes()))
+    ledgers = {device: Ledger(home.ledger) for device, home in fleet.homes.items()}
+    protection = plan.job.protection
+    cipher = cipher_for(plan.scheme, plan.layout)
+    return {
+        "run": run,
+        "seed": plan.seed,
+        "devices": len(fleet.homes),
+        "rounds": plan.job.training.rounds,
+        "transport": fleet.transport,
+        "accuracy": {
+            "before": _named(milestones["started"].facts["accuracy"]),
+            "after": _judged(fleet.probe, adapter),
+            "central": _judged(fleet.probe, central),
+        },
+        "epsilon": {
+            device: _finite(ledger.epsilon(plan.job.privacy.delta))
+            for device, ledger in ledgers.items()
+        },
+        "privacy": {
+            "noise": plan.job.privacy.noise,
+            "epsilon_asked": plan.job.privacy.epsilon,
+            "delta": plan.job.privacy.delta,
+            "noise_multiplier": plan.noise_multiplier,
+            "level": "record",
+            "repeatable_noise": plan.simulation,
+        },
+        "bytes_out": {device: _bytes_out(home, run) for device, home in fleet.homes.items()},
+        "protection": {
+            "scheme": protection.scheme,
+            "parameters": cipher.parameter_set,
+            "bits": protection.bits,
+            "min_devices": protection.min_devices,
+            "values": plan.layout.count,
+            "update_bytes": cipher.frame_bytes(),
+            "bytes_per_value": round(cipher.frame_bytes() / plan.layout.count, 3),
+        },
+        "history": _history(store, run),
+        "who_could_see": [
+            {"what": what, "who": who.format(devices=f"at least {protection.min_devices}")}
+            for what, who in SHARED_WITH[plan.scheme]
+        ],
+        "base_model": {"name": plan.job.model.base, "sha256": adapter.base},
+        "adapter_hash": final,
+        "stages": {name: round(seconds, 2) for name, seconds in stages.items()},
+    }
+
+
+def write_report(report: Mapping[str, Any], folder: Path) -> Path:
+    """Write ``report.json`` into ``folder``, whole or not at all."""
+    path = folder / "report.json"
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    write_durably(path, text.encode())
+    return path
+
+
+def _central(fleet: Fleet, plan: RunPlan, start: Adapter) -> Adapter:
+    pooled = [
+        stored_features(plan.job.model.base, home.examples, home.features)
+        for home in fleet.homes.values()
+    ]
+    features = np.concatenate([features for features, _ in pooled])
+    return train_centrally(start, features, [label for _, labels in pooled for label in labels])
+
+
+def _judged(probe: Probe, adapter: Adapter) -> dict[str, float]:
+    accuracy = probe.judge(adapter)
+    return _named(accuracy.by_group | {"": accuracy.overall})
+
+
+def _named(accuracy: Mapping[str, float]) -> dict[str, float]:
+    return {group or "all": round(value, 4) for group, value in sorted(accuracy.items())}
+
+
+def _finite(epsilon: float) -> float | str:
+    """JSON knows no infinity; "infinite" is what it means."""
+    return round(epsilon, 4) if np.isfinite(epsilon) else "infinite"
+
+
+def _bytes_out(home: Home, run: RunId) -> dict[str, int]:
+    journal = home.folder / "journal.jsonl"
+    if not journal.exists():
+        return {}
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    return {str(r["round"]): r["bytes_out"] for r in records if r["run"] == run}
+
+
+def _history(store: Store, run: RunId) -> list[dict[str, Any]]:
+    history = []
+    for number, rows in by_round(store.transitions(run)):
+        entry: dict[str, Any] = {"round": number, "invited": 0, "reported": 0}
+        for row in rows:
+            match row.transition:
+                case Invited(cohort=cohort):
+                    entry["invited"] = len(cohort)
+                case UpdateStored():
+                    entry["reported"] += 1
+                case AdapterApplied() as result:
+                    entry["accuracy"] = _named(result.accuracy)
+                    entry["loss"] = round(result.loss, 4)
+                    entry["accepted"] = result.accepted
+                    if result.reason:
+                        entry["reason"] = result.reason
+                case RoundFailed() as failure:
+                    entry["failed"] = failure.reason
+                case _:
+                    pass
+        history.append(entry)
+    return history

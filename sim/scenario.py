@@ -1,0 +1,99 @@
+"""A scenario: a job, and the world it is tried in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from shared.config import Field, Table, read_toml
+from shared.job import CohortTable, Job
+
+
+class DataTable(Table):
+    """Where examples come from and how they are dealt out.
+
+    Attributes:
+        path: Training examples; relative to the working directory.
+        test: Held-out examples; without it a share of ``path`` is held out.
+        format: ``csv`` and ``jsonl`` have a text and a label column; ``splits``
+            is one JSON object with ``train`` and ``test``, lists of [text, label].
+            ``auto`` goes by the file's ending, ``.json`` being splits.
+        text_column: Name of the column with the text.
+        label_column: Name of the column with the label.
+        group_column: Results are shown apart by it, e.g. the language.
+        test_share: Share held out per label (and group) when there is no test.
+        split: ``dirichlet``: each label's examples are dealt in proportions
+            drawn from Dirichlet(alpha); ``iid``: evenly at random.
+        alpha: Smaller is more unequal.
+    """
+
+    path: str = ""
+    test: str = ""
+    format: Literal["auto", "csv", "jsonl", "splits"] = "auto"
+    text_column: str = "text"
+    label_column: str = "label"
+    group_column: str = ""
+    test_share: float = Field(0.2, gt=0, lt=1)
+    split: Literal["dirichlet", "iid"] = "dirichlet"
+    alpha: float = Field(0.5, gt=0)
+
+
+class PopulationTable(Table):
+    """The virtual devices.
+
+    Attributes:
+        devices: How many.
+        slowest: How many times longer the slowest device trains than the fastest.
+        train_s: Virtual seconds that the fastest device trains per round.
+    """
+
+    devices: int = Field(10, ge=2, le=200)
+    slowest: float = Field(4.0, ge=1)
+    train_s: float = Field(5.0, gt=0)
+
+
+class NetworkTable(Table):
+    """The links between devices and broker.
+
+    Attributes:
+        latency_s: One way, in seconds.
+        loss: Share of messages that do not arrive.
+    """
+
+    latency_s: float = Field(0.02, ge=0)
+    loss: float = Field(0.0, ge=0, lt=0.5)
+
+
+class Scenario(Job):
+    """What ``llmos sim run`` reads: a job's tables, and ``data``, ``population``, ``network``."""
+
+    seed: int = Field(1, ge=0)
+    data: DataTable = DataTable()
+    population: PopulationTable = PopulationTable()
+    network: NetworkTable = NetworkTable()
+
+    def contradictions(self) -> Iterator[str]:
+        """Enough devices must exist for any sum to be opened."""
+        yield from super().contradictions()
+        devices = self.population.devices
+        if devices < self.protection.min_devices:
+            yield (
+                f"population.devices: {devices} is fewer than protection.min_devices "
+                f"({self.protection.min_devices}), so no sum could ever be opened"
+            )
+        if self.cohort.devices > devices:
+            yield f"cohort.devices: {self.cohort.devices} is more than population.devices ({devices})"
+
+    def job(self) -> Job:
+        """The job alone; without a stated cohort, every device is wanted in every round."""
+        tables = {name: getattr(self, name) for name in Job.model_fields}
+        if self.cohort.devices == 0:
+            cohort = self.cohort.model_dump() | {"devices": self.population.devices}
+            tables["cohort"] = CohortTable(**cohort)
+        return Job(**tables)
+
+
+def read_scenario(path: Path) -> Scenario:
+    """Read a scenario file. Raises ConfigError naming every problem."""
+    return read_toml(Scenario, path)

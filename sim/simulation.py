@@ -1,0 +1,270 @@
+"""Run a scenario: coordinator, key holder and every device, in one process, on virtual time.
+
+The actors are the real ones, with their real stores, ledgers and outboxes in a
+temporary folder. Only transport, clock and release seeds are replaced; training,
+embedding and encrypted sums run in the same child processes as on real machines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from coordinator.coordinator import Coordinator
+from coordinator.federation.rounds import AdapterApplied, UpdateStored
+from coordinator.probe import embed_probe
+from coordinator.store.store import Store
+from coordinator.submission import submit
+from edge_agent.agent import Agent, Trust
+from edge_agent.examples import ExampleStore
+from edge_agent.participate import Home, Owner
+from edge_agent.training.trainer import ChildTrainer, Trained, TrainRequest
+from shared.crypto.identity import Identity
+from shared.crypto.sum_worker import SumWorker
+from shared.data_files import Example
+from shared.errors import RoundError
+from shared.job import RunPlan
+from shared.key_holder.approvals import Approvals
+from shared.key_holder.holder import KeyHolder
+from shared.models.embed_worker import EmbedWorker
+from shared.transport.memory import Link, MemoryNetwork, MemoryTransport
+from shared.types import DeviceId, PublicKey
+from shared.wire import topics
+from shared.wire.envelope import Post
+from sim.population import Population, deal
+from sim.report import Fleet, build_report
+from sim.scenario import Scenario
+from sim.virtual_time import VirtualTime, drive
+
+LIMIT_S: Final = 30 * 24 * 3600.0
+"""A run that has not ended after thirty virtual days never will."""
+
+Watch = Callable[[str, int, int], None]
+"""Called with a stage, how much of it is done, and of how much."""
+
+
+def simulation_master(seed: int) -> bytes:
+    """The secret all simulated devices derive their release seeds from. Not secret at all."""
+    return hashlib.sha256(f"llmos simulation {seed}".encode()).digest()
+
+
+class _SharedTrainer:
+    """One device's view of a training child that serves several; it outlives each of them."""
+
+    def __init__(self, child: ChildTrainer) -> None:
+        self._child = child
+
+    def prepare(self, base: str, store_path: Path, cache_folder: Path) -> int:
+        return self._child.prepare(base, store_path, cache_folder)
+
+    def train(self, request: TrainRequest) -> Trained:
+        return self._child.train(request)
+
+    def close(self) -> None:
+        """The simulation ends the children itself."""
+
+
+def simulate(scenario: Scenario, *, seed: int, watch: Watch) -> dict[str, Any]:
+    """Run ``scenario`` and return its report.
+
+    Args:
+        scenario: What to run.
+        seed: Everything random follows from it.
+        watch: Told about progress.
+
+    Raises:
+        LlmOsError: the scenario cannot run, or its run failed; nothing is left behind.
+    """
+    began = time.perf_counter()
+    population = deal(scenario.data, scenario.population.devices, seed=seed)
+    with ExitStack() as stack:
+        workspace = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmos-sim-")))
+        world = _World(scenario, population, seed, workspace, stack)
+        dealt = time.perf_counter()
+        world.run(watch)
+        ran = time.perf_counter()
+        plan, store = world.plan, world.store
+        examples = population.probe
+        probe = embed_probe(
+            EmbedWorker, plan.job.model.base, examples, plan.labels, store.folder / "probe-features"
+        )
+        fleet = Fleet(store, world.homes, probe, transport="memory")
+        stages = {"prepare": dealt - began, "run": ran - dealt}
+        report = build_report(fleet, plan.run_id, stages=stages)
+        report["stages"]["report"] = round(time.perf_counter() - ran, 2)
+        report["examples"] = {
+            "by_device": {device: len(part) for device, part in population.devices.items()},
+            "held_out": len(population.probe),
+            "labels": len(plan.labels),
+        }
+        report["scenario"] = scenario.model_dump()
+        return report
+
+
+class _World:
+    """Everything a scenario consists of, wired together."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        population: Population,
+        seed: int,
+        workspace: Path,
+        stack: ExitStack,
+    ) -> None:
+        cores = os.cpu_count() or 1
+        self._scenario = scenario
+        self._workspace = workspace
+        self._time = VirtualTime(workers=max(2, cores))
+        stack.callback(self._time.close)
+        rng = np.random.default_rng([seed, 0x11AB])
+        self._network = MemoryNetwork(self._time.schedule, rng, now=self._time.now)
+        self._link = Link(latency_s=scenario.network.latency_s, loss=scenario.network.loss)
+        self.store = Store(
+            f"sqlite:///{_made(workspace / 'coordinator') / 'store.db'}", workspace / "coordinator"
+        )
+        stack.callback(self.store.close)
+        self.plan: RunPlan = submit(
+            self.store, scenario.job(), population.probe, seed=seed, simulation=True, now=0.0
+        )
+        self._trainers = [
+            ChildTrainer() for _ in range(min(cores, scenario.population.devices))
+        ]
+        for trainer in self._trainers:
+            stack.callback(trainer.close)
+            trainer.start()
+        coordinator_key = Identity.create(workspace / "coordinator" / "identity.key")
+        holder_key = Identity.create(_made(workspace / "key-holder") / "identity.key")
+        self.homes: dict[DeviceId, Home] = {}
+        slowness = np.linspace(1.0, scenario.population.slowest, len(population.devices))
+        for number, (device, examples) in enumerate(population.devices.items()):
+            self._add_device(
+                device,
+                examples,
+                trainer=self._trainers[number % len(self._trainers)],
+                work_s=scenario.population.train_s * float(slowness[number]),
+                owner=Owner(device, float("inf"), simulation_master(seed)),
+                trust=Trust(
+                    coordinator=coordinator_key.public,
+                    key_holder=holder_key.public,
+                    min_devices=scenario.protection.min_devices,
+                    clear_runs=True,
+                ),
+            )
+        self._add_key_holder(holder_key, coordinator_key.public, stack)
+        self._add_coordinator(coordinator_key, holder_key.public, stack)
+
+    def run(self, watch: Watch) -> None:
+        """Let the run happen.
+
+        Raises:
+            RoundError: it did not end within thirty virtual days.
+        """
+        progress = _Progress(self.store, self.plan, len(self.homes), watch)
+        if not self._time.run(until=progress.is_over, limit_s=LIMIT_S):
+            raise RoundError("the simulated run came to a standstill")
+
+    def _add_device(
+        self,
+        device: DeviceId,
+        examples: list[Example],
+        *,
+        trainer: ChildTrainer,
+        work_s: float,
+        owner: Owner,
+        trust: Trust,
+    ) -> None:
+        home = Home(_made(self._workspace / "devices" / device))
+        ExampleStore(home.examples).add(examples)
+        identity = Identity.create(home.folder / "identity.key")
+        token = self.store.new_token(expires_at=1.0)
+        self.store.join(token, device, identity.public, now=0.0)
+        Approvals(self._workspace / "key-holder" / "approvals.json").approve(
+            device, identity.public
+        )
+        transport = self._network.attach(device, self._link)
+        agent = Agent(
+            home,
+            owner=owner,
+            trust=trust,
+            transport=transport,
+            post=Post(identity, home.folder),
+            trainer=_SharedTrainer(trainer),
+            bench=self._time.bench(work_s),
+        )
+        self.homes[device] = home
+        drive(agent, transport, self._time)
+
+    def _add_key_holder(
+        self, identity: Identity, coordinator: PublicKey, stack: ExitStack
+    ) -> None:
+        home = self._workspace / "key-holder"
+        adder = SumWorker()
+        stack.callback(adder.close)
+        transport: MemoryTransport = self._network.attach(topics.KEY_HOLDER)
+        holder = KeyHolder(
+            home,
+            transport=transport,
+            post=Post(identity, home),
+            coordinator=coordinator,
+            min_devices=self._scenario.protection.min_devices,
+            bench=self._time.bench(0.1),
+            adder=adder,
+        )
+        drive(holder, transport, self._time)
+
+    def _add_coordinator(self, identity: Identity, holder: PublicKey, stack: ExitStack) -> None:
+        adder = SumWorker()
+        stack.callback(adder.close)
+        transport = self._network.attach("coordinator")
+        coordinator = Coordinator(
+            store=self.store,
+            transport=transport,
+            post=Post(identity, self._workspace / "coordinator"),
+            key_holder=holder,
+            bench=self._time.bench(0.1),
+            adder=adder,
+            make_embedder=EmbedWorker,
+        )
+        drive(coordinator, transport, self._time)
+
+
+class _Progress:
+    """Turns committed transitions into progress, and knows when the run is over."""
+
+    def __init__(self, store: Store, plan: RunPlan, devices: int, watch: Watch) -> None:
+        self._plan = plan
+        self._devices = devices
+        self._watch = watch
+        self._seen = 0
+        self._over = False
+        store.subscribe(self._changed)
+        watch("embedding examples", 0, 1)
+
+    def is_over(self) -> bool:
+        """Whether a last milestone was committed."""
+        return self._over
+
+    def _changed(self, what: object) -> None:
+        match what:
+            case UpdateStored() | AdapterApplied():
+                total = self._plan.job.training.rounds * (self._devices + 1)
+                self._seen += 1
+                self._watch("rounds", self._seen, total)
+            case "finished" | "failed" | "stopped":
+                self._over = True
+            case _:
+                pass
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
