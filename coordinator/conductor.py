@@ -40,7 +40,7 @@ from coordinator.store.store import RunRow, Store, by_round
 from coordinator.submission import read_probe
 from shared.actors import Workbench
 from shared.config import read_json
-from shared.crypto.sum_cipher import Scheme, SumContext, cipher_for, opener_for
+from shared.crypto.sum_cipher import Scheme, SumContext, cipher_for, key_id_of, opener_for
 from shared.errors import (
     CohortTooSmall,
     DuplicateUpdate,
@@ -83,8 +83,6 @@ MAX_FAILED_ROUNDS: Final = 3
 LOSS_MARGIN: Final = 2.0
 """A new adapter is rejected when its probe loss exceeds both the old one's and
 that of guessing by this factor: noise alone stays far below it, divergence does not."""
-
-CLEAR_KEY: Final = "clear"
 
 log = structlog.get_logger()
 
@@ -641,7 +639,7 @@ class Conductor:
         return self._store.keep(codec.encode(records))
 
     def _context(self, round_: Round) -> SumContext:
-        key_id = self._announcement(round_).key_id if round_.announcement else CLEAR_KEY
+        key_id = self._announcement(round_).key_id if round_.announcement else key_id_of(b"")
         return SumContext(self.plan.run_id, round_.number, key_id)
 
     def _announcement(self, round_: Round) -> KeyAnnouncement:

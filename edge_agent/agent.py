@@ -20,7 +20,7 @@ from edge_agent.participate import Home, Invited, Owner, check_budget, forget_ru
 from edge_agent.training.trainer import Trainer
 from shared.actors import Workbench
 from shared.config import read_json
-from shared.crypto.sum_cipher import Scheme
+from shared.crypto.sum_cipher import Scheme, key_id_of
 from shared.errors import (
     ConfigError,
     LlmOsError,
@@ -196,7 +196,7 @@ class Agent:
             code = err.code if isinstance(err, LlmOsError) else "protocol"
             self._decline(run, round_, code, str(err))
             return
-        key_id = announcement.key_id if announcement is not None else "clear"
+        key_id = announcement.key_id if announcement is not None else key_id_of(b"")
         now = self._bench.now()
         self._task = task = _Task(plan, round_, key_id, self._transport.bytes_out, now)
         self._send(Accepted(), run, round_)

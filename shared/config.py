@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import ConfigError
 
-__all__ = ["Field", "Table", "read", "read_json", "read_toml"]
+__all__ = ["Field", "Table", "parse_address", "read", "read_json", "read_toml"]
 
 TableT = TypeVar("TableT", bound="Table")
 
@@ -97,6 +97,21 @@ def read_json(kind: type[TableT], text: str | bytes, *, source: str) -> TableT:
     if problems:
         raise ConfigError(sorted(set(problems)), source=source)
     return built
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Read ``HOST:PORT`` into a pair.
+
+    >>> parse_address("127.0.0.1:1883")
+    ('127.0.0.1', 1883)
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65_536:
+        raise ConfigError([f"{text!r} is not HOST:PORT"], source="address")
+    return host, int(port)
 
 
 def _contradictions(table: Table, where: str = "") -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+OURS = ("shared", "coordinator", "edge_agent", "sim")
 
 FRAMEWORKS = frozenset(
     {
@@ -25,6 +27,17 @@ FRAMEWORKS = frozenset(
     }
 )
 """What costs seconds or tens of megabytes to import, or is to be met in one place only."""
+
+
+HOMES = {
+    "amqtt": {"coordinator/broker/amqtt_main.py"},
+    "opacus": {"edge_agent/training/dp_sgd.py"},
+    "paho": {"shared/transport/mqtt.py"},
+    "tenseal": {"shared/crypto/public_key.py"},
+    "torch": {"edge_agent/training/dp_sgd.py", "shared/models/pytorch.py"},
+    "transformers": {"shared/models/pytorch.py"},
+}
+"""The modules that may name a foreign library: when it changes, they change and no other."""
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -61,7 +74,7 @@ def test_importing_stays_light(statement: str, allowed: set[str]) -> None:
     assert loaded_by(statement) & FRAMEWORKS <= allowed
 
 
-@pytest.mark.parametrize("package", ["shared", "coordinator", "edge_agent", "sim"])
+@pytest.mark.parametrize("package", OURS)
 def test_our_packages_are_ours(package: str) -> None:
     """Their names are common words: nothing installed may shadow them."""
     module = importlib.import_module(package)
@@ -80,11 +93,33 @@ def test_imports_point_the_ways_that_were_agreed() -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+def libraries_named_in(source: str) -> set[str]:
+    """What a module imports, at its top or inside, also through ``require("…")``."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names.add(node.module)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", None) == "require":
+            names |= {str(ast.literal_eval(each)) for each in node.args[:1] if is_text(each)}
+    return {name.partition(".")[0] for name in names}
+
+
+def is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def test_each_foreign_library_is_named_in_its_own_modules_only() -> None:
+    found: dict[str, set[str]] = {library: set() for library in HOMES}
+    for package in OURS:
+        for file in (ROOT / package).rglob("*.py"):
+            for library in libraries_named_in(file.read_text(encoding="utf-8")) & HOMES.keys():
+                found[library].add(str(file.relative_to(ROOT)))
+    assert found == HOMES
+
+
 def test_every_folder_of_ours_is_a_package() -> None:
     """A folder without ``__init__.py`` is invisible to the import contracts and the wheel."""
-    folders = {
-        file.parent
-        for package in ("shared", "coordinator", "edge_agent", "sim")
-        for file in (ROOT / package).rglob("*.py")
-    }
+    folders = {file.parent for package in OURS for file in (ROOT / package).rglob("*.py")}
     assert {folder for folder in folders if not (folder / "__init__.py").is_file()} == set()

@@ -10,11 +10,12 @@ import asyncio
 import signal
 import sys
 
-from amqtt.broker import Broker
-
 
 async def serve(host: str, port: int) -> None:
     """Answer on ``host:port`` until SIGTERM."""
+    # Here, so that tools which import every module of ours can import this one too.
+    from amqtt.broker import Broker
+
     broker = Broker(
         {
             "listeners": {"default": {"type": "tcp", "bind": f"{host}:{port}"}},

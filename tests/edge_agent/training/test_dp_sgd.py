@@ -25,6 +25,8 @@ from shared.models.adapter import FEATURE_SCALE, Adapter
 from shared.privacy.release import ReleaseStream
 from shared.types import Digest, FloatVector
 
+ROOT = Path(__file__).parents[3]
+
 pytest.importorskip("opacus")
 
 LABELS, FEATURES = ("a", "b", "c"), 5
@@ -89,7 +91,9 @@ def naive_update(
             error[target] -= 1
             gradient = np.concatenate([np.outer(error, scaled).ravel(), error])
             if request.clip_norm is not None:
-                gradient *= min(1.0, request.clip_norm / max(np.linalg.norm(gradient), 1e-30))
+                gradient *= min(
+                    1.0, request.clip_norm / max(float(np.linalg.norm(gradient)), 1e-30)
+                )
             total += gradient
         if request.noise_multiplier:
             assert request.clip_norm is not None
@@ -139,7 +143,7 @@ def test_an_update_is_that_of_one_gradient_per_example(
     update = local_update(features, targets, an_adapter(), request)
     expected = naive_update(features, targets, an_adapter(), request)
     assert update.dtype == np.float32
-    assert np.linalg.norm(update - expected) <= 1e-5 * max(1.0, np.linalg.norm(expected))
+    assert np.linalg.norm(update - expected) <= 1e-5 * max(1.0, float(np.linalg.norm(expected)))
 
 
 def test_a_sample_of_several_physical_batches_is_one_step() -> None:
@@ -263,6 +267,7 @@ def test_the_same_request_gives_the_same_bytes_in_any_process() -> None:
     others = {
         subprocess.run(
             [sys.executable, "-c", code],
+            cwd=ROOT,
             env=os.environ | {"PYTHONHASHSEED": threads, "OMP_NUM_THREADS": threads},
             capture_output=True,
             text=True,

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from edge_agent.examples import ExampleStore
+from edge_agent.training.dp_sgd import local_update
 from edge_agent.training.trainer import ChildTrainer, TrainRequest
 from shared.data_files import Example
 from shared.errors import ChildDied, DataError, LlmOsError, ModelError, UndecodableMessage
@@ -24,12 +25,14 @@ from shared.models.encoder import MINILM, BaseModel, find_base_model
 from shared.models.pytorch import TextEncoder
 from shared.types import Digest
 
+ROOT = Path(__file__).parents[3]
+
 INTENTS = {
     "track": ["where is my parcel", "track my order", "when will my package arrive"],
     "refund": ["I want my money back", "please refund this purchase", "give me a refund"],
     "cancel": ["cancel my subscription", "end my membership", "stop my monthly plan"],
 }
-EXAMPLES = [Example(text, label) for label, texts in INTENTS.items() for text in texts]
+EXAMPLES = [Example(INTENTS[label][index], label) for index in range(3) for label in INTENTS]
 UNSEEN = {
     "has my order been shipped yet": "track",
     "how do I get reimbursed": "refund",
@@ -138,6 +141,18 @@ def test_a_store_that_grew_is_encoded_anew(
 
 
 @pytest.mark.model
+def test_the_cache_tells_stores_of_one_size_apart(
+    trainer: ChildTrainer, request_: TrainRequest, tmp_path: Path
+) -> None:
+    other = ExampleStore(tmp_path / "other.db")
+    other.add([*EXAMPLES[:-1], Example("put an end to my contract", EXAMPLES[-1].label)])
+    here = trainer.train(request_)
+    there = trainer.train(replace(request_, store_path=tmp_path / "other.db"))
+    assert (here.update != there.update).any()
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+@pytest.mark.model
 def test_examples_whose_label_is_not_trained_are_left_out(
     trainer: ChildTrainer, request_: TrainRequest, base: BaseModel, tmp_path: Path
 ) -> None:
@@ -147,6 +162,20 @@ def test_examples_whose_label_is_not_trained_are_left_out(
     with pytest.raises(DataError, match="no example has a label"):
         trainer.train(none)
     assert trainer.train(request_).examples_used == 9, "the child is well after a refusal"
+
+
+@pytest.mark.model
+def test_the_child_trains_on_the_right_rows(
+    trainer: ChildTrainer, base: BaseModel, store: ExampleStore, tmp_path: Path
+) -> None:
+    labels = ("refund", "track")
+    request = a_request(tmp_path, base.digest, labels=labels)
+    examples = store.examples()
+    features = TextEncoder(base).encode([one.text for one in examples])
+    rows = [index for index, one in enumerate(examples) if one.label in labels]
+    targets = np.array([labels.index(examples[row].label) for row in rows])
+    expected = local_update(features[rows], targets, Adapter.from_bytes(request.adapter), request)
+    assert (trainer.train(request).update == expected).all()
 
 
 @pytest.mark.model
@@ -231,5 +260,7 @@ def test_the_agent_s_side_is_light() -> None:
         "import sys, edge_agent.training.trainer, edge_agent.examples;"
         "print([m for m in ('torch', 'opacus', 'transformers') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

@@ -108,10 +108,10 @@ def test_the_stated_noise_tail_is_far_beyond_what_is_promised(parameters: Parame
 
 @sets
 def test_noise_over_the_most_devices_is_as_derived(parameters: Parameters) -> None:
-    # The derivation's standard deviations for 256 fresh ciphertexts are 3832 of 65536 and
-    # 242 of 4096. The largest of 4096 coefficients lies between 3 and 8 of them but for
-    # a chance of 1 in 250 above 2^40 (the lower side: e^-11); noise that is twice as large
-    # as derived would leave less than 1 bit in half of all runs, half as large more than 2.
+    # 256 fresh ciphertexts have, as derived, a standard deviation of 3832 of 65536 allowed,
+    # or 242 of 4096. The largest of 4096 coefficients lies between 2.2 and 8.4 of them but
+    # for one run in 10^13, which leaves 1 or 2 bits; four times the noise always leaves 0,
+    # half of it leaves 3 in nine runs of ten.
     api = pytest.importorskip("tenseal.sealapi")
     seal = _seal(parameters)
     generator = api.KeyGenerator(seal._context)

@@ -281,7 +281,7 @@ def test_a_device_cannot_encrypt_what_would_be_refused_or_wrap(scheme: Scheme) -
         with pytest.raises(ValueError, match="within"):
             p.encrypt(values)
     with pytest.raises(ValueError, match="integers"):
-        p.encrypt(np.zeros(100, dtype=np.float64))  # type: ignore[arg-type]
+        p.encrypt(np.zeros(100, dtype=np.float64))
     for count in (99, 101):
         with pytest.raises(ShapeMismatch):
             p.encrypt(np.zeros(count, dtype=np.int64))

@@ -168,18 +168,21 @@ def test_a_dead_worker_is_said_to_be_dead_until_its_total_is_begun_again(
     assert worker.add(round_.context, frames[1]) == 2
 
 
+def fold(worker: SumWorker, layout: SumLayout, round_: Round, frame: Path) -> None:
+    worker.begin(layout, round_.scheme, round_.context)
+    worker.add(round_.context, frame)
+
+
 def test_a_total_beyond_the_memory_limit_does_not_take_the_parent_along(round_: Round) -> None:
     worker = SumWorker(memory_limit_bytes=150 << 20)
     huge = replace(LAYOUT, count=40_000_000)
     try:
-        worker.begin(LAYOUT, round_.scheme, round_.context)
-        worker.add(round_.context, round_.frame(1))  # the control: a small one fits
+        fold(worker, LAYOUT, round_, round_.frame(1))  # the control: a small one fits
         frame = round_.folder / "huge"
         with frame.open("wb") as file:
             file.truncate(cipher_for(round_.scheme, huge).frame_bytes())
         with pytest.raises(ChildDied):
-            worker.begin(huge, round_.scheme, round_.context)
-            worker.add(round_.context, frame)
+            fold(worker, huge, round_, frame)
     finally:
         worker.close()
 

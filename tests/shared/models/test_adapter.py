@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from safetensors.numpy import save
 from shared.errors import NonFiniteUpdate, ProtocolError, ShapeMismatch, UndecodableMessage
 from shared.models.adapter import FEATURE_SCALE, Adapter
 from shared.types import Digest
+
+ROOT = Path(__file__).parents[3]
 
 BASE = Digest("ab" * 32)
 LABELS = ("greet", "退款", "leave")
@@ -62,6 +65,7 @@ def test_the_encoding_is_the_same_in_every_process() -> None:
     digests = {
         subprocess.run(
             [sys.executable, "-c", code],
+            cwd=ROOT,
             env=os.environ | {"PYTHONHASHSEED": seed},
             capture_output=True,
             text=True,

@@ -15,6 +15,8 @@ from shared.models.embed_worker import EmbedWorker
 from shared.models.encoder import MINILM, find_base_model
 from shared.models.pytorch import TextEncoder
 
+ROOT = Path(__file__).parents[3]
+
 TEXTS = ["where is my parcel", "退款", "cancel my subscription"]
 
 
@@ -64,5 +66,7 @@ def test_the_parent_never_holds_torch(worker: EmbedWorker) -> None:
         f"w = EmbedWorker({MINILM!r}); print(w.encode(['hi']).shape); w.close();"
         "print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split("\n")[:2] == ["(1, 384)", "[]"]

@@ -14,6 +14,8 @@ from shared.models.encoder import MINILM, BaseModel, find_base_model
 from shared.models.pytorch import TextEncoder
 from shared.types import Digest
 
+ROOT = Path(__file__).parents[3]
+
 TEXTS = [
     "where is my parcel",
     "hi",
@@ -94,5 +96,7 @@ def test_importing_the_module_is_light() -> None:
         "import sys, shared.models.pytorch, shared.models.embed_worker, shared.models.encoder;"
         "print([m for m in ('torch', 'transformers', 'huggingface_hub') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

@@ -87,6 +87,18 @@ def test_both_ends_are_reached_and_are_symmetric() -> None:
     assert quantiser.quantise(np.array([3.0]), np.array([almost_one])).values.tolist() == [127]
 
 
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_a_hair_inside_the_ends_rounding_errors_do_not_reach_past_them(bits: int) -> None:
+    # Over 500 ranges some of the divisions round to the end, or beyond it.
+    almost_one = np.nextafter(1.0, 0.0)
+    for value_range in np.random.default_rng(5).random(500):
+        quantiser = Quantiser(bits=bits, value_range=float(value_range))
+        hair = float(np.nextafter(value_range, 0.0))
+        quantised = quantiser.quantise(np.array([hair, -hair]), np.array([almost_one, 0.0]))
+        assert quantised.values.tolist() == [quantiser.magnitude, -quantiser.magnitude]
+        assert quantised.saturated == 0
+
+
 def test_no_values_are_fine() -> None:
     assert Quantiser(value_range=1.0).quantise(np.zeros(0), np.zeros(0)).saturated == 0
 
@@ -107,5 +119,5 @@ def test_uniforms_that_are_not_are_refused(uniform: list[float]) -> None:
     ("bits", "value_range"), [(13, 1.0), (0, 1.0), (12, 0.0), (12, -1.0), (12, math.nan)]
 )
 def test_a_meaningless_quantiser_is_refused(bits: int, value_range: float) -> None:
-    with pytest.raises(ValueError, match="bits|value_range"):
+    with pytest.raises(ValueError, match=r"bits|value_range"):
         Quantiser(bits=bits, value_range=value_range)

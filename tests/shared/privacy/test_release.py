@@ -24,7 +24,7 @@ from shared.types import DeviceId, RoundNumber, RunId
 
 RUN, ROUND = RunId("run-a"), RoundNumber(3)
 SEED = bytes(range(32))
-N = 200_000
+N = 1_000_000
 
 
 @pytest.fixture
@@ -172,6 +172,15 @@ def _chacha20_block(key: bytes, counter: int) -> bytes:
     return b"".join(
         ((s + t) & 0xFFFFFFFF).to_bytes(4, "little") for s, t in zip(state, start, strict=True)
     )
+
+
+def test_gaussians_are_box_and_muller_s_of_the_same_stream() -> None:
+    uniforms = ReleaseStream(SEED).uniforms("noise", 200).reshape(100, 2).tolist()
+    expected = [
+        math.sqrt(-2 * math.log1p(-first)) * math.cos(2 * math.pi * second)
+        for first, second in uniforms
+    ]
+    assert ReleaseStream(SEED).gaussians("noise", 100) == pytest.approx(expected, rel=1e-12)
 
 
 # The seed is fixed, so these pass or fail forever; the rates say how likely right code was to

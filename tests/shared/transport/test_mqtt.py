@@ -182,6 +182,22 @@ def test_a_broker_that_vanishes_does_not_hold_up_close(
 
 
 @pytest.mark.broker
+def test_closing_in_a_handler_does_not_wait_for_what_only_it_could_receive(
+    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt, "FLUSH_S", 60.0)
+    end = MqttTransport(broker.host, broker.port, "end")
+
+    def answer_and_leave(_topic: str, payload: bytes) -> None:
+        end.publish("answer", payload)
+        end.close()
+
+    end.open(answer_and_leave, ["t"])
+    end.publish("t", b"")
+    assert eventually(lambda: not end.connected, within_s=5)
+
+
+@pytest.mark.broker
 def test_a_handler_that_raises_is_logged_and_the_connection_lives_on(
     broker: EmbeddedBroker, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,0 +1,211 @@
+"""The coordinator over HTTP: runs, devices, health. Everything else is denied.
+
+Handlers translate: HTTP in, one call into the coordinator's own modules, HTTP
+out. They are plain functions, which the framework runs on worker threads, so
+that a slow disk never blocks the event loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Header, status
+from pydantic import BaseModel, Field
+
+from coordinator.api import problems
+from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
+from coordinator.store.store import Store
+from coordinator.submission import MAX_PROBE_EXAMPLES, submit
+from coordinator.views import view_run
+from shared.config import read
+from shared.crypto.identity import fingerprint, format_public, parse_public
+from shared.data_files import Example
+from shared.errors import AccessDenied, DataError
+from shared.job import Job
+from shared.types import DeviceId, PublicKey, RunId
+from shared.wire import topics
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the routes may call.
+
+    Attributes:
+        store: The coordinator's memory.
+        fleet: Who is present.
+        coordinator: The coordinator's public key, handed to joining devices.
+        key_holder: The key holder's, whose fingerprint devices compare with
+            the one they got from its owner.
+        broker: Host and port that devices connect to.
+        admin_token: The one credential there is so far.
+        now: The clock.
+        stop_run: Asks the coordinator's own thread to end a run.
+        is_ready: Whether the broker is connected.
+    """
+
+    store: Store
+    fleet: TransportFleet
+    coordinator: PublicKey
+    key_holder: PublicKey | None
+    broker: tuple[str, int]
+    admin_token: str
+    now: Callable[[], float]
+    stop_run: Callable[[RunId, str], None]
+    is_ready: Callable[[], bool]
+
+
+class NewRun(BaseModel):
+    """A job with the public examples that judge it."""
+
+    job: dict[str, Any] = Field(description="The tables of job.toml")
+    probe: list[tuple[str, str, str]] = Field(
+        max_length=MAX_PROBE_EXAMPLES, description="Text, label and group of every example"
+    )
+    seed: int = Field(ge=0, lt=2**63)
+    simulation: bool = False
+
+
+class Stop(BaseModel):
+    """Why a run is to end."""
+
+    reason: str = Field(default="stopped by an operator", max_length=500)
+
+
+class NewToken(BaseModel):
+    """How long a join token stays valid."""
+
+    valid_s: float = Field(default=900.0, gt=0, le=7 * 24 * 3600)
+
+
+class Join(BaseModel):
+    """A device that joins, with the public half of a key it made itself."""
+
+    token: str = Field(max_length=200)
+    name: str = Field(max_length=64)
+    public_key: str = Field(max_length=200)
+
+
+def create_app(services: Services) -> FastAPI:
+    """The application. Every route under ``/api`` but joining needs the admin token."""
+    app = FastAPI(title="LLM OS coordinator", version="1", docs_url=None, redoc_url=None)
+    problems.install(app)
+
+    def authorised(authorization: Annotated[str, Header()] = "") -> None:
+        shown = authorization.removeprefix("Bearer ").encode()
+        if not hmac.compare_digest(shown, services.admin_token.encode()):
+            raise AccessDenied("show the admin token as 'Authorization: Bearer …'")
+
+    app.include_router(_health(services))
+    app.include_router(_joining(services), prefix="/api/v1")
+    guarded = [Depends(authorised)]
+    app.include_router(_devices(services), prefix="/api/v1", dependencies=guarded)
+    app.include_router(_runs(services), prefix="/api/v1", dependencies=guarded)
+    return app
+
+
+def _health(services: Services) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/healthz")
+    def healthz() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @router.get("/readyz")
+    def readyz() -> dict[str, bool]:
+        """Whether devices can be reached."""
+        return {"ready": services.is_ready()}
+
+    return router
+
+
+def _joining(services: Services) -> APIRouter:
+    router = APIRouter(tags=["devices"])
+
+    @router.post("/devices/join")
+    def join(body: Join) -> dict[str, Any]:
+        """Spend a one-time token; the answer says whom to trust and where to connect."""
+        if not topics.is_name(body.name) or body.name == topics.KEY_HOLDER:
+            raise DataError(f"{body.name!r} is not a device name: 1 to 48 of a-z, 0-9 and hyphens")
+        key = parse_public(body.public_key)
+        services.store.join(body.token, DeviceId(body.name), key, now=services.now())
+        holder = services.key_holder
+        return {
+            "coordinator": format_public(services.coordinator),
+            "key_holder": format_public(holder) if holder is not None else "",
+            "broker_host": services.broker[0],
+            "broker_port": services.broker[1],
+        }
+
+    return router
+
+
+def _devices(services: Services) -> APIRouter:
+    router = APIRouter(tags=["devices"])
+
+    @router.get("/devices")
+    def list_devices() -> list[dict[str, Any]]:
+        """Every device that joined, and whether it is present."""
+        found = []
+        for device in services.store.devices():
+            heard_at, state = services.fleet.heard(device.name)
+            silent_s = services.now() - heard_at
+            found.append(
+                {
+                    "name": device.name,
+                    "public_key": format_public(device.public_key),
+                    "fingerprint": fingerprint(device.public_key),
+                    "joined_at": device.joined_at,
+                    "state": state if silent_s <= PRESENT_S else "away",
+                }
+            )
+        return found
+
+    @router.post("/devices/tokens", status_code=status.HTTP_201_CREATED)
+    def new_token(body: NewToken) -> dict[str, Any]:
+        """A one-time token with the coordinator's fingerprint inside, so that a device can pin it."""
+        expires_at = services.now() + body.valid_s
+        secret = services.store.new_token(expires_at=expires_at)
+        return {"token": f"{secret}.{fingerprint(services.coordinator)}", "expires_at": expires_at}
+
+    return router
+
+
+def _runs(services: Services) -> APIRouter:
+    router = APIRouter(tags=["runs"])
+    store = services.store
+
+    @router.get("/runs")
+    def list_runs() -> list[dict[str, Any]]:
+        """All runs, oldest first."""
+        return [dataclasses.asdict(view_run(store, row)) for row in store.runs()]
+
+    @router.get("/runs/{run}")
+    def show_run(run: str) -> dict[str, Any]:
+        """One run with its rounds."""
+        return dataclasses.asdict(view_run(store, store.run(RunId(run))))
+
+    @router.post("/runs", status_code=status.HTTP_201_CREATED)
+    def submit_run(body: NewRun) -> dict[str, Any]:
+        """Submit a job. Refused whole, with every problem named."""
+        plan = submit(
+            store,
+            read(Job, body.job, source="job"),
+            [Example(*row) for row in body.probe],
+            seed=body.seed,
+            simulation=body.simulation,
+            now=services.now(),
+        )
+        return dataclasses.asdict(view_run(store, store.run(plan.run_id)))
+
+    @router.post("/runs/{run}/stop", status_code=status.HTTP_202_ACCEPTED)
+    def stop_run(run: str, body: Stop) -> dict[str, str]:
+        """End a run; what it has learnt so far stays."""
+        services.stop_run(store.run(RunId(run)).run, body.reason)
+        return {"run": run}
+
+    return router

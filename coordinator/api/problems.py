@@ -1,0 +1,80 @@
+"""The one place where our errors become HTTP (RFC 9457 problem documents)."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Final
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from shared import errors
+
+log = structlog.get_logger()
+
+STATUS: Final[dict[type[errors.LlmOsError], HTTPStatus]] = {
+    errors.LlmOsError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.ConfigError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.DataError: HTTPStatus.CONFLICT,
+    errors.ModelError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.StorageError: HTTPStatus.INSUFFICIENT_STORAGE,
+    errors.AccessDenied: HTTPStatus.UNAUTHORIZED,
+    errors.ProtocolError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.PrivacyError: HTTPStatus.FORBIDDEN,
+    errors.CohortTooSmall: HTTPStatus.CONFLICT,
+    errors.RoundError: HTTPStatus.CONFLICT,
+    errors.RunNotFound: HTTPStatus.NOT_FOUND,
+    errors.RoundNotFound: HTTPStatus.NOT_FOUND,
+    errors.RoundClosed: HTTPStatus.GONE,
+}
+"""Nearest entry along the class's bases wins, so a new error inherits its parent's status."""
+
+
+def status_of(kind: type[errors.LlmOsError]) -> HTTPStatus:
+    """HTTP status for an error class."""
+    return next(STATUS[base] for base in kind.__mro__ if base in STATUS)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error, ours and the framework's, with a problem document."""
+
+    @app.exception_handler(errors.LlmOsError)
+    async def ours(request: Request, err: errors.LlmOsError) -> JSONResponse:
+        status = status_of(type(err))
+        log.info("request.refused", code=err.code, path=request.url.path, status=int(status))
+        hidden = status is HTTPStatus.INTERNAL_SERVER_ERROR
+        detail = status.phrase if hidden else str(err)
+        return _problem(status, err.code, detail, retryable=err.retryable)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, err: RequestValidationError) -> JSONResponse:
+        problems = [
+            f"{'.'.join(str(part) for part in e['loc'][1:]) or 'body'}: {e['msg']}"
+            for e in err.errors()
+        ]
+        return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, "request", "; ".join(problems))
+
+    @app.exception_handler(HTTPException)
+    async def framework(_: Request, err: HTTPException) -> JSONResponse:
+        return _problem(HTTPStatus(err.status_code), "request", str(err.detail))
+
+
+def _problem(
+    status: HTTPStatus, code: str, detail: str, *, retryable: bool = False
+) -> JSONResponse:
+    headers = {"WWW-Authenticate": "Bearer"} if status is HTTPStatus.UNAUTHORIZED else None
+    return JSONResponse(
+        {
+            "type": f"urn:llmos:{code}",
+            "title": status.phrase,
+            "detail": detail,
+            "status": int(status),
+            "retryable": retryable,
+        },
+        status_code=status,
+        headers=headers,
+        media_type="application/problem+json",
+    )

@@ -1,0 +1,332 @@
+"""Commands around the coordinator: ``llmos up``, ``run``, ``device``."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import structlog
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from shared.errors import AccessDenied, ConfigError, CoordinatorUnavailable, LlmOsError, RoundError
+
+up = typer.Typer(add_completion=False)
+run = typer.Typer(help="Federated runs.", no_args_is_help=True)
+device = typer.Typer(help="The fleet.", no_args_is_help=True)
+
+Home = Annotated[Path, typer.Option(envvar="LLMOS_HOME", help="The coordinator's folder.")]
+Url = Annotated[str, typer.Option(envvar="LLMOS_URL", help="The coordinator's address.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+
+DEFAULT_HOME = Path("~/.llmos/coordinator")
+DEFAULT_URL = "http://127.0.0.1:8443"
+
+
+@up.command()
+def start(
+    home: Home = DEFAULT_HOME,
+    port: Annotated[int, typer.Option(help="API port on loopback; 0 finds a free one.")] = 8443,
+    broker_port: Annotated[int, typer.Option(help="Broker port; 0 finds a free one.")] = 1883,
+    broker: Annotated[
+        str, typer.Option(help="HOST:PORT of a broker that runs already; else one is started.")
+    ] = "",
+    key_holder: Annotated[
+        str, typer.Option(help="The key holder's public key ('llmos keyholder init' prints it).")
+    ] = "",
+) -> None:
+    """Start a coordinator: registry, federated rounds, HTTP API and a broker, on loopback."""
+    from coordinator.api.app import Services, create_app
+    from coordinator.broker.embedded import EmbeddedBroker
+    from coordinator.coordinator import Coordinator
+    from coordinator.store.store import Store
+    from shared.actors import ActorLoop
+    from shared.config import parse_address
+    from shared.crypto.identity import Identity, fingerprint, parse_public
+    from shared.crypto.sum_worker import SumWorker
+    from shared.logs import set_up_logs
+    from shared.models.embed_worker import EmbedWorker
+    from shared.service import HomeLock, announce_ready, serve
+    from shared.transport.mqtt import MqttTransport
+    from shared.wire.envelope import Post
+
+    set_up_logs(as_json=not sys.stderr.isatty())
+    log = structlog.get_logger()
+    home = home.expanduser()
+    holder = parse_public(key_holder) if key_holder else None
+    lock = HomeLock(home)
+    identity = Identity.load_or_create(home / "identity.key")
+    store = Store(f"sqlite:///{home / 'store.db'}", home)
+    embedded = None
+    if broker:
+        broker_host, broker_port = parse_address(broker)
+    else:
+        embedded = EmbeddedBroker(home / "broker", port=broker_port)
+        embedded.start()
+        broker_host, broker_port = embedded.host, embedded.port
+        if embedded.warning:
+            log.warning("broker.fallback", advice=embedded.warning)
+    transport = MqttTransport(broker_host, broker_port, f"coordinator-{fingerprint(identity.public)}")
+    loop = ActorLoop()
+    adder = SumWorker()
+    coordinator = Coordinator(
+        store=store,
+        transport=transport,
+        post=Post(identity, home),
+        key_holder=holder,
+        bench=loop,
+        adder=adder,
+        make_embedder=EmbedWorker,
+    )
+    app = create_app(
+        Services(
+            store=store,
+            fleet=coordinator.fleet,
+            coordinator=identity.public,
+            key_holder=holder,
+            broker=(broker_host, broker_port),
+            admin_token=_admin_token(home),
+            now=time.time,
+            stop_run=lambda name, why: loop.post(lambda: coordinator.stop_run(name, why)),
+            is_ready=lambda: transport.connected,
+        )
+    )
+    stop_api, port = _serve_api(app, port)
+    watch = _keep_alive(embedded, log) if embedded is not None else None
+    announce_ready(
+        home,
+        {
+            "url": f"http://127.0.0.1:{port}",
+            "broker_host": broker_host,
+            "broker_port": broker_port,
+            "broker": embedded.kind if embedded is not None else "external",
+        },
+    )
+    log.info("coordinator.ready", url=f"http://127.0.0.1:{port}", broker_port=broker_port)
+    try:
+        serve(coordinator, transport, loop)
+    finally:
+        (home / "ready.json").unlink(missing_ok=True)
+        stop_api()
+        adder.close()
+        if watch is not None:
+            watch.set()
+        if embedded is not None:
+            embedded.stop()
+        store.close()
+        del lock
+
+
+def _admin_token(home: Path) -> str:
+    """The admin token, made at first start and readable by its owner only."""
+    from shared.files import write_durably
+
+    path = home / "admin.token"
+    if not path.exists():
+        write_durably(path, secrets.token_urlsafe(32).encode(), mode=0o600)
+    return path.read_text(encoding="ascii").strip()
+
+
+def _serve_api(app: Any, port: int) -> tuple[Callable[[], None], int]:
+    """Serve ``app`` on a thread; returns how to stop it, and its port."""
+    import socket
+
+    import uvicorn
+
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError as err:
+        raise ConfigError([f"--port: {port} is taken: {err.strerror}"], source="options") from err
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        server.should_exit = True
+        thread.join(timeout=5)
+
+    return stop, listener.getsockname()[1]
+
+
+def _keep_alive(broker: Any, log: Any) -> threading.Event:
+    """Start the broker again whenever it has ended."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            if not broker.alive:
+                log.warning("broker.restarting")
+                try:
+                    broker.restart()
+                except LlmOsError as err:
+                    log.error("broker.failing", error=str(err))
+
+    threading.Thread(target=watch, daemon=True, name="broker-watch").start()
+    return over
+
+
+class Client:
+    """The coordinator's API, for command lines and the demo."""
+
+    def __init__(self, url: str, token: str) -> None:
+        import httpx
+
+        self._http = httpx.Client(
+            base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30, trust_env=False
+        )
+
+    @classmethod
+    def of_home(cls, home: Path, url: str) -> Client:
+        """Use the admin token in the coordinator's folder, or ``LLMOS_TOKEN``."""
+        path = home.expanduser() / "admin.token"
+        token = os.environ.get("LLMOS_TOKEN", "")
+        if not token:
+            try:
+                token = path.read_text(encoding="ascii").strip()
+            except OSError as err:
+                raise AccessDenied(
+                    f"no admin token in {path}: start the coordinator with 'llmos up', "
+                    "name its folder with --home, or set LLMOS_TOKEN"
+                ) from err
+        return cls(url, token)
+
+    def get(self, path: str) -> Any:
+        """GET, as JSON."""
+        return self._ask("GET", path)
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """POST a JSON body, as JSON."""
+        return self._ask("POST", path, json=body)
+
+    def _ask(self, method: str, path: str, **options: Any) -> Any:
+        import httpx
+
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.HTTPError as err:
+            raise CoordinatorUnavailable(
+                f"no coordinator answers at {self._http.base_url}: start one with 'llmos up', "
+                "or name its address with --url"
+            ) from err
+        if response.is_success:
+            return response.json()
+        try:
+            detail = response.json()["detail"]
+        except (ValueError, KeyError, TypeError):
+            detail = response.text[:200]
+        if response.status_code in (401, 403):
+            raise AccessDenied(detail)
+        raise RoundError(detail)
+
+
+@run.command("submit")
+def submit_run(
+    job: Annotated[Path, typer.Argument(help="The job, a TOML file.")],
+    probe: Annotated[Path, typer.Option(help="Public labelled examples that judge the adapters.")],
+    text_column: Annotated[str, typer.Option()] = "text",
+    label_column: Annotated[str, typer.Option()] = "label",
+    group_column: Annotated[str, typer.Option(help="Show results apart by it.")] = "",
+    seed: Annotated[int, typer.Option(help="Draws cohorts.")] = 0,
+    home: Home = DEFAULT_HOME,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a job."""
+    from shared.config import read_toml
+    from shared.data_files import read_examples
+    from shared.job import Job
+
+    table = read_toml(Job, job).model_dump()
+    examples = read_examples(
+        probe,
+        text_column=text_column,
+        label_column=label_column,
+        group_column=group_column or None,
+    )
+    body = {
+        "job": table,
+        "probe": [[e.text, e.label, e.group] for e in examples],
+        "seed": seed or secrets.randbelow(2**31),
+    }
+    view = Client.of_home(home, url).post("/api/v1/runs", body)
+    typer.echo(json.dumps(view) if as_json else f"submitted {view['run']}")
+
+
+@run.command("ls")
+def list_runs(home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List runs."""
+    views = Client.of_home(home, url).get("/api/v1/runs")
+    if as_json:
+        typer.echo(json.dumps(views))
+        return
+    table = Table("run", "state", "rounds", "accuracy")
+    for view in views:
+        judged = [r["accuracy"][""] for r in view["rounds"] if r["accuracy"]]
+        accuracy = f"{judged[-1]:.3f}" if judged else "-"
+        table.add_row(view["run"], view["state"], str(len(view["rounds"])), accuracy)
+    Console().print(table)
+
+
+@run.command("show")
+def show_run(
+    name: str, home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
+    """Show one run, round by round."""
+    view = Client.of_home(home, url).get(f"/api/v1/runs/{name}")
+    if as_json:
+        typer.echo(json.dumps(view))
+        return
+    table = Table("round", "state", "invited", "reported", "accuracy", "loss", "note")
+    for r in view["rounds"]:
+        accuracy = f"{r['accuracy']['']:.3f}" if r["accuracy"] else "-"
+        loss = f"{r['loss']:.3f}" if r["loss"] is not None else "-"
+        note = r["reason"] or "; ".join(f"{d}: {why}" for d, why in r["declined"].items())
+        cells = (r["round"], r["state"], r["invited"], r["reported"], accuracy, loss, note)
+        table.add_row(*map(str, cells))
+    console = Console()
+    console.print(f"{view['run']}: {view['state']} {view['reason']}".rstrip())
+    console.print(table)
+
+
+@run.command("stop")
+def stop_run(name: str, home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL) -> None:
+    """End a run; what it has learnt so far stays."""
+    Client.of_home(home, url).post(f"/api/v1/runs/{name}/stop", {})
+    typer.echo(f"stopping {name}")
+
+
+@device.command("token")
+def new_token(
+    minutes: Annotated[float, typer.Option(help="How long it is valid.")] = 15.0,
+    home: Home = DEFAULT_HOME,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Print a one-time token with which one device may join."""
+    answer = Client.of_home(home, url).post("/api/v1/devices/tokens", {"valid_s": minutes * 60})
+    typer.echo(json.dumps(answer) if as_json else answer["token"])
+
+
+@device.command("ls")
+def list_devices(
+    home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
+    """List the devices that joined."""
+    devices = Client.of_home(home, url).get("/api/v1/devices")
+    if as_json:
+        typer.echo(json.dumps(devices))
+        return
+    table = Table("device", "state", "fingerprint")
+    for entry in devices:
+        table.add_row(entry["name"], entry["state"], entry["fingerprint"])
+    Console().print(table)

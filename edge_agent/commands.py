@@ -1,0 +1,179 @@
+"""Commands on a device: ``llmos edge``."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+edge = typer.Typer(help="On a device.", no_args_is_help=True)
+data = typer.Typer(help="The device's own examples.", no_args_is_help=True)
+budget = typer.Typer(help="What participation has cost in privacy.", no_args_is_help=True)
+edge.add_typer(data, name="data")
+edge.add_typer(budget, name="budget")
+
+Home = Annotated[Path, typer.Option(envvar="LLMOS_EDGE_HOME", help="The device's folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+DEFAULT_HOME = Path("~/.llmos/edge")
+
+
+@edge.command("join")
+def join_fleet(
+    url: Annotated[str, typer.Argument(help="The coordinator's address.")],
+    token: Annotated[str, typer.Option(help="What 'llmos device token' printed.")],
+    key_holder: Annotated[
+        str, typer.Option(help="The key holder's fingerprint, from its owner.")
+    ] = "",
+    name: Annotated[str, typer.Option(help="The device's name; else the host's.")] = "",
+    min_devices: Annotated[
+        int, typer.Option(min=2, help="Fewest devices whose sum may be opened.")
+    ] = 16,
+    epsilon: Annotated[
+        float, typer.Option(min=0.0, help="Privacy budget over the life of the examples.")
+    ] = 10.0,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Make a key on this device and join a coordinator."""
+    from edge_agent.membership import join
+
+    membership = join(
+        home.expanduser(),
+        url,
+        token,
+        name=name or socket.gethostname().split(".")[0].lower(),
+        key_holder=key_holder,
+        min_devices=min_devices,
+        epsilon_budget=epsilon,
+    )
+    typer.echo(f"joined as {membership.device}; start with 'llmos edge run'")
+
+
+@edge.command("run")
+def run(home: Home = DEFAULT_HOME) -> None:
+    """Take part: stay connected, train when asked, within the owner's budget."""
+    from edge_agent.agent import Agent, Trust
+    from edge_agent.membership import read_membership
+    from edge_agent.participate import Home as DeviceHome
+    from edge_agent.participate import Owner
+    from edge_agent.training.trainer import ChildTrainer
+    from shared.actors import ActorLoop
+    from shared.crypto.identity import Identity, parse_public
+    from shared.logs import set_up_logs
+    from shared.service import HomeLock, announce_ready, serve
+    from shared.transport.mqtt import MqttTransport
+    from shared.types import DeviceId
+    from shared.wire.envelope import Post
+
+    set_up_logs(as_json=not sys.stderr.isatty())
+    home = home.expanduser()
+    membership = read_membership(home)
+    lock = HomeLock(home)
+    identity = Identity.load(home / "identity.key")
+    transport = MqttTransport(
+        membership.broker_host, membership.broker_port, f"device-{membership.device}"
+    )
+    loop = ActorLoop(workers=1)
+    seed = bytes.fromhex(membership.simulation_seed) if membership.simulation_seed else None
+    agent = Agent(
+        DeviceHome(home),
+        owner=Owner(DeviceId(membership.device), membership.budget, seed),
+        trust=Trust(
+            coordinator=parse_public(membership.coordinator),
+            key_holder=parse_public(membership.key_holder) if membership.key_holder else None,
+            min_devices=membership.min_devices,
+            clear_runs=membership.clear_runs,
+        ),
+        transport=transport,
+        post=Post(identity, home),
+        trainer=ChildTrainer(),
+        bench=loop,
+    )
+    announce_ready(home, {"device": membership.device})
+    try:
+        serve(agent, transport, loop)
+    finally:
+        (home / "ready.json").unlink(missing_ok=True)
+        del lock
+
+
+@edge.command("status")
+def status(home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:
+    """Show who this device is, what it has and what waits to be sent."""
+    from edge_agent.examples import ExampleStore
+    from edge_agent.membership import read_membership
+    from edge_agent.outbox import Outbox
+    from edge_agent.participate import Home as DeviceHome
+    from shared.crypto.identity import Identity, fingerprint, format_public
+
+    paths = DeviceHome(home.expanduser())
+    membership = read_membership(paths.folder)
+    identity = Identity.load(paths.folder / "identity.key")
+    facts = {
+        "device": membership.device,
+        "public_key": format_public(identity.public),
+        "fingerprint": fingerprint(identity.public),
+        "broker": f"{membership.broker_host}:{membership.broker_port}",
+        "examples": ExampleStore(paths.examples).count,
+        "updates_waiting": len(Outbox(paths.outbox).waiting()),
+    }
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        typer.echo(f"{name.replace('_', ' ')}: {value}")
+
+
+@data.command("add")
+def add_data(
+    file: Annotated[Path, typer.Argument(help="A .csv or .jsonl file.")],
+    text_column: Annotated[str, typer.Option()] = "text",
+    label_column: Annotated[str, typer.Option()] = "label",
+    home: Home = DEFAULT_HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Add labelled examples. They never leave this device."""
+    from edge_agent.examples import ExampleStore
+    from edge_agent.participate import Home as DeviceHome
+    from shared.data_files import read_examples
+
+    examples = read_examples(file, text_column=text_column, label_column=label_column)
+    store = ExampleStore(DeviceHome(home.expanduser()).examples)
+    added = store.add(examples)
+    if as_json:
+        facts = {"new": added.new, "duplicates": added.duplicates, "total": store.count}
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(f"added {added.new} examples ({added.duplicates} were there already)")
+
+
+@budget.command("show")
+def show_budget(
+    delta: Annotated[float, typer.Option(help="The δ that ε is stated at.")] = 1e-5,
+    home: Home = DEFAULT_HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Show what all runs so far have cost, and what the owner allows."""
+    from edge_agent.membership import read_membership
+    from edge_agent.participate import Home as DeviceHome
+    from shared.privacy.ledger import Ledger
+
+    paths = DeviceHome(home.expanduser())
+    ledger = Ledger(paths.ledger)
+    spent, allowed = ledger.epsilon(delta), read_membership(paths.folder).epsilon_budget
+    if as_json:
+        spent_or_null = spent if math.isfinite(spent) else None
+        facts = {
+            "epsilon": spent_or_null,
+            "delta": delta,
+            "budget": allowed,
+            "charges": len(ledger.charges()),
+        }
+        typer.echo(json.dumps(facts))
+        return
+    limit = f"of {allowed:g}" if allowed is not None else "without a limit"
+    typer.echo(f"ε = {spent:.3f} {limit} at δ = {delta:g}, over {len(ledger.charges())} charges")

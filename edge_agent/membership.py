@@ -1,0 +1,161 @@
+"""What a device agreed to when it joined: whom it trusts, what its owner allows."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from shared.config import Field, Table, read, read_json
+from shared.crypto.identity import Identity, fingerprint, format_public, parse_public
+from shared.errors import (
+    AccessDenied,
+    ConfigError,
+    CoordinatorUnavailable,
+    DataError,
+    WrongKey,
+)
+from shared.files import write_durably
+from shared.wire import topics
+
+FILE: Final = "membership.json"
+
+
+class Membership(Table):
+    """Written once by ``llmos edge join``, read at every start.
+
+    Attributes:
+        device: The name under which the device joined.
+        coordinator: The coordinator's public key.
+        key_holder: The key holder's public key; empty if there is none.
+        broker_host: Where the broker is.
+        broker_port: Its TCP port.
+        min_devices: Fewest devices in an opened sum that the owner accepts.
+        epsilon_budget: Most ε over the life of the example store; null allows
+            runs without noise.
+        clear_runs: Whether updates may be added in clear.
+        simulation_seed: Hexadecimal; makes noise repeatable, for demonstrations.
+    """
+
+    device: str
+    coordinator: str
+    key_holder: str
+    broker_host: str
+    broker_port: int = Field(ge=1, le=65_535)
+    min_devices: int = Field(16, ge=2)
+    epsilon_budget: float | None = Field(10.0, gt=0)
+    clear_runs: bool = False
+    simulation_seed: str = ""
+
+    @property
+    def budget(self) -> float:
+        """The budget as a number that compares."""
+        return math.inf if self.epsilon_budget is None else self.epsilon_budget
+
+
+def read_membership(home: Path) -> Membership:
+    """What this device agreed to.
+
+    Raises:
+        ConfigError: it has not joined, or the file is damaged.
+    """
+    path = home / FILE
+    if not path.exists():
+        raise ConfigError(
+            [f"{home} has not joined a coordinator yet: run 'llmos edge join' first"],
+            source="device",
+        )
+    return read_json(Membership, path.read_bytes(), source=str(path))
+
+
+def join(
+    home: Path,
+    url: str,
+    token: str,
+    *,
+    name: str,
+    key_holder: str,
+    min_devices: int = 16,
+    epsilon_budget: float | None = 10.0,
+    clear_runs: bool = False,
+    simulation_seed: str = "",
+) -> Membership:
+    """Make a key on this device and register its public half.
+
+    The coordinator is pinned by the fingerprint inside the token, the key holder
+    by the one that its owner gave; neither is trusted on first use.
+
+    Args:
+        home: The device's folder.
+        url: The coordinator's address.
+        token: What ``llmos device token`` printed.
+        name: The name to join under.
+        key_holder: The key holder's fingerprint, from its owner; empty without one.
+        min_devices: Fewest devices in an opened sum that the owner accepts.
+        epsilon_budget: Most ε over the life of the example store; None has no limit.
+        clear_runs: Whether updates may be added in clear.
+        simulation_seed: For simulated devices only.
+
+    Raises:
+        DataError: it has joined already.
+        ConfigError: the token or name is malformed.
+        CoordinatorUnavailable: nobody answers at ``url``.
+        AccessDenied: the coordinator refused the token.
+        WrongKey: coordinator or key holder are not who they should be.
+    """
+    if (home / FILE).exists():
+        raise DataError(f"{home} has joined already; choose another --home")
+    secret, _, coordinator_print = token.partition(".")
+    problems = []
+    if not topics.is_name(name):
+        problems.append(f"--name: {name!r} must be 1 to 48 of a-z, 0-9 and inner hyphens")
+    if not secret or not coordinator_print.startswith("LF1-"):
+        problems.append("--token: not a join token; 'llmos device token' prints one")
+    if key_holder and not key_holder.startswith("LF1-"):
+        problems.append("--key-holder: not a fingerprint; 'llmos keyholder init' prints it")
+    if problems:
+        raise ConfigError(problems, source="options")
+    identity = Identity.load_or_create(home / "identity.key")
+    answer = _ask(url, {"token": secret, "name": name, "public_key": format_public(identity.public)})
+    if fingerprint(parse_public(answer["coordinator"])) != coordinator_print:
+        raise WrongKey("the coordinator that answers is not the one the token was made by")
+    offered = answer["key_holder"]
+    if key_holder and (not offered or fingerprint(parse_public(offered)) != key_holder):
+        raise WrongKey("the coordinator works with another key holder than --key-holder names")
+    membership = read(
+        Membership,
+        {
+            "device": name,
+            "coordinator": answer["coordinator"],
+            "key_holder": offered if key_holder else "",
+            "broker_host": answer["broker_host"],
+            "broker_port": answer["broker_port"],
+            "min_devices": min_devices,
+            "epsilon_budget": epsilon_budget,
+            "clear_runs": clear_runs,
+            "simulation_seed": simulation_seed,
+        },
+        source="options",
+    )
+    write_durably(home / FILE, membership.model_dump_json(indent=2).encode(), mode=0o600)
+    return membership
+
+
+def _ask(url: str, body: dict[str, str]) -> dict[str, Any]:
+    try:
+        response = httpx.post(
+            f"{url.rstrip('/')}/api/v1/devices/join", json=body, timeout=30, trust_env=False
+        )
+    except (httpx.HTTPError, httpx.InvalidURL) as err:
+        raise CoordinatorUnavailable(
+            f"no coordinator answers at {url}: check the address and that 'llmos up' runs there"
+        ) from err
+    if response.is_success:
+        return dict(response.json())
+    try:
+        detail = str(response.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        detail = response.text[:200]
+    raise AccessDenied(f"the coordinator refused: {detail}")

@@ -1,0 +1,120 @@
+"""Commands for whoever holds the keys: ``llmos keyholder``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+keyholder = typer.Typer(help="For whoever holds the keys.", no_args_is_help=True)
+
+Home = Annotated[
+    Path, typer.Option(envvar="LLMOS_KEYHOLDER_HOME", help="The key holder's folder.")
+]
+DEFAULT_HOME = Path("~/.llmos/key-holder")
+
+
+@keyholder.command("init")
+def init(
+    home: Home = DEFAULT_HOME,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Make the key holder's identity and print what others need to know of it."""
+    from shared.crypto.identity import Identity, fingerprint, format_public
+
+    identity = Identity.load_or_create(home.expanduser() / "identity.key")
+    facts = {
+        "public_key": format_public(identity.public),
+        "fingerprint": fingerprint(identity.public),
+    }
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(f"for the coordinator:  llmos up --key-holder {facts['public_key']}")
+    typer.echo(f"for every device:     llmos edge join … --key-holder {facts['fingerprint']}")
+
+
+@keyholder.command("run")
+def run(
+    broker: Annotated[str, typer.Option(help="HOST:PORT of the broker.")],
+    coordinator: Annotated[str, typer.Option(help="The coordinator's public key.")],
+    min_devices: Annotated[
+        int, typer.Option(min=2, help="Fewest devices in a sum that is opened.")
+    ] = 16,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Hold keys: open sums over enough approved devices, and nothing else."""
+    from shared.actors import ActorLoop
+    from shared.config import parse_address
+    from shared.crypto.identity import Identity, fingerprint, parse_public
+    from shared.crypto.sum_worker import SumWorker
+    from shared.key_holder.holder import KeyHolder
+    from shared.logs import set_up_logs
+    from shared.service import HomeLock, announce_ready, serve
+    from shared.transport.mqtt import MqttTransport
+    from shared.wire.envelope import Post
+
+    set_up_logs(as_json=not sys.stderr.isatty())
+    home = home.expanduser()
+    lock = HomeLock(home)
+    identity = Identity.load_or_create(home / "identity.key")
+    host, port = parse_address(broker)
+    transport = MqttTransport(host, port, f"key-holder-{fingerprint(identity.public)}")
+    loop, adder = ActorLoop(), SumWorker()
+    holder = KeyHolder(
+        home,
+        transport=transport,
+        post=Post(identity, home),
+        coordinator=parse_public(coordinator),
+        min_devices=min_devices,
+        bench=loop,
+        adder=adder,
+    )
+    announce_ready(home, {})
+    try:
+        serve(holder, transport, loop)
+    finally:
+        (home / "ready.json").unlink(missing_ok=True)
+        adder.close()
+        del lock
+
+
+@keyholder.command("approve")
+def approve(name: str, public_key: str, home: Home = DEFAULT_HOME) -> None:
+    """Count this device's contributions from now on ('llmos edge status' prints its key)."""
+    from shared.crypto.identity import parse_public
+    from shared.key_holder.approvals import Approvals
+
+    Approvals(home.expanduser() / "approvals.json").approve(name, parse_public(public_key))
+    typer.echo(f"approved {name}")
+
+
+@keyholder.command("withdraw")
+def withdraw(name: str, home: Home = DEFAULT_HOME) -> None:
+    """Count this device's contributions no more."""
+    from shared.key_holder.approvals import Approvals
+
+    Approvals(home.expanduser() / "approvals.json").withdraw(name)
+    typer.echo(f"withdrew {name}")
+
+
+@keyholder.command("log")
+def log(
+    home: Home = DEFAULT_HOME,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Show every sum that was opened."""
+    path = home.expanduser() / "openings.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    records = [json.loads(line) for line in lines]
+    if as_json:
+        typer.echo(json.dumps(records))
+        return
+    for record in records:
+        typer.echo(
+            f"{record['at']}  {record['run']} round {record['round']}: "
+            f"{len(record['devices'])} devices ({', '.join(record['devices'])})"
+        )

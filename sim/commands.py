@@ -1,0 +1,166 @@
+"""Commands that need both sides: ``llmos demo`` and ``llmos sim``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from shared.files import disk_errors
+
+demo = typer.Typer(add_completion=False)
+sim = typer.Typer(help="Simulate a fleet of virtual devices.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report, for machines.")]
+
+
+@demo.command()
+def run_demo(
+    devices: Annotated[int, typer.Option(min=2, max=50, help="Device processes.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Federated rounds.")] = 8,
+    epsilon: Annotated[float, typer.Option(min=0.5, help="Privacy loss of the whole run.")] = 8.0,
+    data: Annotated[
+        Path | None, typer.Option(help="Your own .csv or .jsonl instead of the support tickets.")
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Column with the label.")] = "label",
+    group_column: Annotated[
+        str, typer.Option(help="Show accuracy apart by it; 'language' if there is one.")
+    ] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Split, cohorts and noise follow from it.")] = 1,
+    out: Annotated[Path, typer.Option(help="Where report.json goes.")] = Path("runs/demo"),
+    as_json: AsJson = False,
+) -> None:
+    """Start a coordinator, a key holder and devices as real processes, and let them learn."""
+    from shared.logs import silence_logs
+    from sim.demo import DemoOptions, tell
+    from sim.tables import show_report
+
+    silence_logs()
+    options = DemoOptions(
+        devices=devices,
+        rounds=rounds,
+        epsilon=epsilon,
+        data=data,
+        text_column=text_column,
+        label_column=label_column,
+        group_column=group_column,
+        seed=seed,
+        out=out,
+    )
+    console = Console(stderr=as_json)
+    with _ended_by_signals(), _progress(console) as progress:
+        report = tell(options, progress)
+    if as_json:
+        typer.echo(json.dumps(report, ensure_ascii=False))
+        return
+    show_report(report, console)
+    console.print(f"\nThe same numbers for machines: [bold]{out / 'report.json'}[/bold]")
+
+
+@sim.command("run")
+def run_simulation(
+    scenario: Annotated[Path, typer.Argument(help="A scenario, a TOML file.")],
+    out: Annotated[Path, typer.Option(help="Where report.json goes.")] = Path("runs/sim"),
+    data: Annotated[Path | None, typer.Option(help="Training examples.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Held-out examples.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column with the text.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column with the label.")] = None,
+    group_column: Annotated[str | None, typer.Option(help="Show accuracy apart by it.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Everything random follows it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a scenario on virtual time with the very code that runs on devices."""
+    from shared.logs import silence_logs
+    from sim.report import write_report
+    from sim.scenario import read_scenario
+    from sim.simulation import simulate
+    from sim.tables import show_report
+
+    silence_logs()
+    read = read_scenario(scenario)
+    named = {
+        "path": str(data) if data else None,
+        "test": str(test) if test else None,
+        "text_column": text_column,
+        "label_column": label_column,
+        "group_column": group_column,
+    }
+    chosen: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    if data is not None:
+        # The scenario's format and test set belong to the scenario's own file.
+        chosen = {"format": "auto", "test": ""} | chosen
+    read = read.model_copy(update={"data": read.data.model_copy(update=chosen)})
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=as_json)
+    with _ended_by_signals(), _progress(console) as progress:
+        tasks: dict[str, Any] = {}
+
+        def watch(stage: str, done: int, of: int) -> None:
+            if stage not in tasks:
+                for task in tasks.values():
+                    progress.update(task, completed=progress.tasks[task].total)
+                tasks[stage] = progress.add_task(stage, total=of)
+            progress.update(tasks[stage], completed=done, total=of)
+
+        report = simulate(read, seed=read.seed if seed is None else seed, watch=watch)
+    path = write_report(report, out)
+    if as_json:
+        typer.echo(json.dumps(report, ensure_ascii=False))
+        return
+    show_report(report, console)
+    console.print(f"\nThe same numbers for machines: [bold]{path}[/bold]")
+
+
+@sim.command("report")
+def show(
+    folder: Annotated[Path, typer.Argument(help="A folder with report.json.")] = Path("runs/sim"),
+) -> None:
+    """Show the report of an earlier simulation or demonstration."""
+    from shared.errors import DataError
+    from sim.tables import show_report
+
+    path = folder / "report.json"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"there is no {path}: run 'llmos sim run' or 'llmos demo' first") from None
+    except ValueError as err:
+        raise DataError(f"{path} is not a report: {err}") from err
+    show_report(report, Console())
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<44}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM end this like Ctrl-C, so that everything that was started is ended."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted: every process was ended, no report was written\n")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
