@@ -6,18 +6,14 @@ import json
 import os
 import secrets
 import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import structlog
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from shared.errors import AccessDenied, ConfigError, CoordinatorUnavailable, LlmOsError, RoundError
+from shared.errors import AccessDenied, CoordinatorUnavailable, RoundError
 
 up = typer.Typer(add_completion=False)
 run = typer.Typer(help="Federated runs.", no_args_is_help=True)
@@ -44,135 +40,17 @@ def start(
     ] = "",
 ) -> None:
     """Start a coordinator: registry, federated rounds, HTTP API and a broker, on loopback."""
-    from coordinator.api.app import Services, create_app
-    from coordinator.broker.embedded import EmbeddedBroker
-    from coordinator.coordinator import Coordinator
-    from coordinator.store.store import Store
-    from shared.actors import ActorLoop
-    from shared.config import parse_address
-    from shared.crypto.identity import Identity, fingerprint, parse_public
-    from shared.crypto.sum_worker import SumWorker
+    from coordinator.process import run_coordinator
     from shared.logs import set_up_logs
-    from shared.models.embed_worker import EmbedWorker
-    from shared.service import HomeLock, announce_ready, serve
-    from shared.transport.mqtt import MqttTransport
-    from shared.wire.envelope import Post
 
     set_up_logs(as_json=not sys.stderr.isatty())
-    log = structlog.get_logger()
-    home = home.expanduser()
-    holder = parse_public(key_holder) if key_holder else None
-    lock = HomeLock(home)
-    identity = Identity.load_or_create(home / "identity.key")
-    store = Store(f"sqlite:///{home / 'store.db'}", home)
-    embedded = None
-    if broker:
-        broker_host, broker_port = parse_address(broker)
-    else:
-        embedded = EmbeddedBroker(home / "broker", port=broker_port)
-        embedded.start()
-        broker_host, broker_port = embedded.host, embedded.port
-        if embedded.warning:
-            log.warning("broker.fallback", advice=embedded.warning)
-    transport = MqttTransport(broker_host, broker_port, f"coordinator-{fingerprint(identity.public)}")
-    loop = ActorLoop()
-    adder = SumWorker()
-    coordinator = Coordinator(
-        store=store,
-        transport=transport,
-        post=Post(identity, home),
-        key_holder=holder,
-        bench=loop,
-        adder=adder,
-        make_embedder=EmbedWorker,
+    run_coordinator(
+        home.expanduser(),
+        port=port,
+        broker_port=broker_port,
+        broker=broker,
+        key_holder=key_holder,
     )
-    app = create_app(
-        Services(
-            store=store,
-            fleet=coordinator.fleet,
-            coordinator=identity.public,
-            key_holder=holder,
-            broker=(broker_host, broker_port),
-            admin_token=_admin_token(home),
-            now=time.time,
-            stop_run=lambda name, why: loop.post(lambda: coordinator.stop_run(name, why)),
-            is_ready=lambda: transport.connected,
-        )
-    )
-    stop_api, port = _serve_api(app, port)
-    watch = _keep_alive(embedded, log) if embedded is not None else None
-    announce_ready(
-        home,
-        {
-            "url": f"http://127.0.0.1:{port}",
-            "broker_host": broker_host,
-            "broker_port": broker_port,
-            "broker": embedded.kind if embedded is not None else "external",
-        },
-    )
-    log.info("coordinator.ready", url=f"http://127.0.0.1:{port}", broker_port=broker_port)
-    try:
-        serve(coordinator, transport, loop)
-    finally:
-        (home / "ready.json").unlink(missing_ok=True)
-        stop_api()
-        adder.close()
-        if watch is not None:
-            watch.set()
-        if embedded is not None:
-            embedded.stop()
-        store.close()
-        del lock
-
-
-def _admin_token(home: Path) -> str:
-    """The admin token, made at first start and readable by its owner only."""
-    from shared.files import write_durably
-
-    path = home / "admin.token"
-    if not path.exists():
-        write_durably(path, secrets.token_urlsafe(32).encode(), mode=0o600)
-    return path.read_text(encoding="ascii").strip()
-
-
-def _serve_api(app: Any, port: int) -> tuple[Callable[[], None], int]:
-    """Serve ``app`` on a thread; returns how to stop it, and its port."""
-    import socket
-
-    import uvicorn
-
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(("127.0.0.1", port))
-    except OSError as err:
-        raise ConfigError([f"--port: {port} is taken: {err.strerror}"], source="options") from err
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-
-    def stop() -> None:
-        server.should_exit = True
-        thread.join(timeout=5)
-
-    return stop, listener.getsockname()[1]
-
-
-def _keep_alive(broker: Any, log: Any) -> threading.Event:
-    """Start the broker again whenever it has ended."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.5):
-            if not broker.alive:
-                log.warning("broker.restarting")
-                try:
-                    broker.restart()
-                except LlmOsError as err:
-                    log.error("broker.failing", error=str(err))
-
-    threading.Thread(target=watch, daemon=True, name="broker-watch").start()
-    return over
 
 
 class Client:

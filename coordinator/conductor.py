@@ -8,7 +8,6 @@ left say how to go on (promise 3 of the product).
 
 from __future__ import annotations
 
-
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,8 +172,8 @@ class Conductor:
         """A device has an encrypted update for us."""
         digest = Digest(message.digest)
         try:
-            if envelope.run != self.plan.run or message.device != device:
-                raise RoundClosed(f"run {envelope.run} is not under way")
+            if message.device != device:
+                raise ProtocolError("the contribution names another device than its sender")
             if not self._wanted(device, envelope, digest):
                 self._answer(device, envelope, Receipt(digest))
                 return
@@ -286,7 +285,7 @@ class Conductor:
             return
         if self._round is None:
             self._start_run()
-        while not self.over and self._step():
+        while self._step():
             pass
 
     def stop(self, reason: str) -> None:
@@ -326,32 +325,26 @@ class Conductor:
         return False
 
     def _invite(self, round_: Round, now: float) -> bool:
-        cohort = self.plan.job.cohort
+        cohort, protection = self.plan.job.cohort, self.plan.job.protection
         present = self._fleet.present()
-        wanted = cohort.devices or self.plan.job.protection.min_devices
-        patience = cohort.patience_s if cohort.devices else SETTLE_S
+        wanted = cohort.devices or protection.min_devices
         waited = now - self._waiting_since
-        enough = len(present) >= wanted and (cohort.devices or waited >= patience)
-        if not enough:
+        if len(present) < wanted or (not cohort.devices and waited < SETTLE_S):
             if self._asked.due("call", now):
                 self._fleet.call()
-            if waited < cohort.patience_s or len(present) < self.plan.job.protection.min_devices:
-                if waited >= cohort.round_timeout_s:
-                    self._fail(
-                        CohortTooSmall(
-                            present=len(present), required=self.plan.job.protection.min_devices
-                        )
-                    )
-                    return True
+            if waited >= cohort.round_timeout_s:
+                self._fail(CohortTooSmall(present=len(present), required=protection.min_devices))
+                return True
+            if len(present) < protection.min_devices or waited < cohort.patience_s:
                 return False
-        dropout = 1 - self._reported / self._invited if self._invited else 0.0
         drawn = draw_cohort(
-            present[:] if cohort.devices else present[: self.plan.job.protection.max_devices],
+            present,
             cohort.devices,
-            dropout=dropout,
+            most=protection.max_devices,
+            dropout=1 - self._reported / self._invited if self._invited else 0.0,
             rng=cohort_stream(self.plan.seed, self.plan.run_id, round_.number),
-        )[: self.plan.job.protection.max_devices]
-        self._commit(Invited(tuple(drawn), now))
+        )
+        self._commit(Invited(drawn, now))
         self._progress_at = now
         return True
 
@@ -570,18 +563,10 @@ class Conductor:
     def _wanted(self, device: DeviceId, envelope: Envelope, digest: Digest) -> bool:
         round_ = self._round
         if round_ is None or envelope.round != round_.number:
-            past = self._past_update(device, envelope.round)
-            if past == digest:
+            if self._store.counted(self.plan.run_id, envelope.round, device) == digest:
                 return False
             raise RoundClosed(f"round {envelope.round} of {self.plan.run} is over")
         return round_.check_update(device, digest)
-
-    def _past_update(self, device: DeviceId, number: RoundNumber) -> Digest | None:
-        for row in self._store.transitions(self.plan.run_id):
-            match row.transition:
-                case UpdateStored() as stored if row.round == number and stored.device == device:
-                    return stored.digest
-        return None
 
     def _check_offer(self, message: Contribution) -> None:
         round_ = self._round
@@ -679,5 +664,3 @@ class Conductor:
             run=self.plan.run_id,
             round_=self._round.number,
         )
-
-

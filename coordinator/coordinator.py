@@ -13,9 +13,9 @@ from coordinator.fleet.transport_fleet import TransportFleet
 from coordinator.probe import MakeEmbedder
 from coordinator.store.store import Store
 from shared.actors import Workbench
-from shared.errors import LlmOsError, ProtocolError, StorageError
+from shared.errors import LlmOsError, ProtocolError, RoundClosed, StorageError
 from shared.transport.transport import Transport
-from shared.types import DeviceId, PublicKey, RunId
+from shared.types import DeviceId, Digest, PublicKey, RunId
 from shared.wire import topics
 from shared.wire.chunks import Downloads, serve_blob
 from shared.wire.envelope import NO_ROUND, NO_RUN, Envelope, Post
@@ -29,6 +29,8 @@ from shared.wire.messages import (
     Opened,
     OpeningRefused,
     Presence,
+    Receipt,
+    Refusal,
 )
 
 TICK_S: Final = 0.25
@@ -129,33 +131,61 @@ class Coordinator:
         return self._conductor
 
     def _handle(self, peer: str, envelope: Envelope) -> None:
-        message, device, conductor = envelope.message, DeviceId(peer), self._current()
-        match message:
-            case BlobChunk():
-                if self._downloads.receive(peer, message, self._bench.now()) and conductor:
-                    conductor.progressed()
-            case BlobRequest():
-                self._serve(peer, message)
-            case Presence() if peer != topics.KEY_HOLDER:
-                self.fleet.set_state(device, message.state)
-                if conductor and message.state == "training":
+        message, conductor = envelope.message, self._current()
+        if isinstance(message, BlobChunk):
+            if self._downloads.receive(peer, message, self._bench.now()) and conductor:
+                conductor.progressed()
+        elif isinstance(message, BlobRequest):
+            self._serve(peer, message)
+        elif peer == topics.KEY_HOLDER:
+            self._from_key_holder(envelope, conductor)
+        else:
+            self._from_device(DeviceId(peer), envelope, conductor)
+
+    def _from_key_holder(self, envelope: Envelope, conductor: Conductor | None) -> None:
+        match envelope.message:
+            case KeyAnnouncement() as message:
+                if conductor is not None:
+                    conductor.key_announced(envelope, message)
+            case Opened() as message:
+                if conductor is not None:
+                    conductor.opened(envelope, message)
+            case OpeningRefused(code=code, reason=reason):
+                if conductor is not None:
+                    conductor.opening_refused(envelope, code, reason)
+            case message:
+                raise ProtocolError(f"the key holder may not send a '{message.kind}'")
+
+    def _from_device(
+        self, device: DeviceId, envelope: Envelope, conductor: Conductor | None
+    ) -> None:
+        match envelope.message:
+            case Presence(state=state):
+                self.fleet.set_state(device, state)
+                if conductor is not None and state == "training":
                     conductor.is_training(device)
-            case _ if conductor is None:
-                log.info("message.late", kind=message.kind, peer=peer)
-            case KeyAnnouncement() if peer == topics.KEY_HOLDER:
-                conductor.key_announced(envelope, message)
-            case Opened() if peer == topics.KEY_HOLDER:
-                conductor.opened(envelope, message)
-            case OpeningRefused() if peer == topics.KEY_HOLDER:
-                conductor.opening_refused(envelope, message.code, message.reason)
+            case Contribution() as message:
+                if conductor is not None and envelope.run == conductor.plan.run:
+                    conductor.offered(device, envelope, message)
+                else:
+                    self._answer_late(device, envelope, message)
             case Accepted():
-                conductor.accepted(device, envelope)
-            case Declined():
-                conductor.declined(device, envelope, message)
-            case Contribution():
-                conductor.offered(device, envelope, message)
-            case _:
-                raise ProtocolError(f"{peer} may not send a '{message.kind}'")
+                if conductor is not None:
+                    conductor.accepted(device, envelope)
+            case Declined() as message:
+                if conductor is not None:
+                    conductor.declined(device, envelope, message)
+            case message:
+                raise ProtocolError(f"{device} may not send a '{message.kind}'")
+
+    def _answer_late(self, device: DeviceId, envelope: Envelope, message: Contribution) -> None:
+        """An update of a run that is over: it was counted, or it never will be."""
+        digest = Digest(message.digest)
+        answer: Receipt | Refusal = Receipt(digest)
+        if self._store.counted(envelope.run, envelope.round, device) != digest:
+            answer = Refusal(digest, RoundClosed.code, f"run {envelope.run} is not under way")
+        self.fleet.save_replay_guard()
+        self.fleet.send(device, answer, run=envelope.run, round_=envelope.round)
 
     def _serve(self, peer: str, request: BlobRequest) -> None:
         conductor = self._current()

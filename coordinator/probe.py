@@ -55,7 +55,11 @@ class Probe:
 
 
 def embed_probe(
-    make_embedder: MakeEmbedder, base: str, examples: Sequence[Example], labels: Sequence[str], cache: Path
+    make_embedder: MakeEmbedder,
+    base: str,
+    examples: Sequence[Example],
+    labels: Sequence[str],
+    cache: Path,
 ) -> Probe:
     """Embed a probe set and the names of the labels, or read both from ``cache``."""
     model = find_base_model(base)

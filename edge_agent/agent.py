@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 
 from edge_agent.outbox import Outbox, Waiting
-from edge_agent.participate import Home, Invited, Owner, check_budget, forget_run, participate
+from edge_agent.participate import Home, Invited, Owner, check_allowed, participate
 from edge_agent.training.trainer import Trainer
 from shared.actors import Workbench
 from shared.config import read_json
@@ -31,7 +31,6 @@ from shared.errors import (
 )
 from shared.files import append_durably
 from shared.job import RunPlan
-from shared.privacy.ledger import Ledger
 from shared.privacy.release import ReleaseSeeds
 from shared.transport.transport import Transport
 from shared.types import Digest, PublicKey, RoundNumber, RunId
@@ -56,6 +55,8 @@ from shared.wire.messages import (
 
 PRESENCE_S: Final = 5.0
 REPEAT_S: Final = 3.0
+WARM_S: Final = 600.0
+"""How long the training child is kept when nobody said that its run is over."""
 
 log = structlog.get_logger()
 
@@ -119,6 +120,7 @@ class Agent:
         self._downloads = Downloads(self._request)
         self._task: _Task | None = None
         self._present_at = float("-inf")
+        self._worked_at = float("inf")
         self._announced: dict[str, float] = {}
         self._rounds: dict[tuple[RunId, RoundNumber], tuple[int, float]] = {}
 
@@ -143,6 +145,9 @@ class Agent:
         self._downloads.tick(now)
         if now - self._present_at >= PRESENCE_S:
             self._show()
+        if self._task is None and now - self._worked_at >= WARM_S:
+            self._worked_at = float("inf")
+            self._trainer.close()
         waiting = self._outbox.waiting()
         for update in waiting:
             if now - self._announced.get(update.digest, float("-inf")) >= REPEAT_S:
@@ -191,7 +196,7 @@ class Agent:
             return
         try:
             plan, announcement = self._checked(envelope, invitation)
-            check_budget(plan, Ledger(self._home.ledger), self._owner)
+            check_allowed(plan, round_, self._home, self._owner)
         except (LlmOsError, ValueError) as err:
             code = err.code if isinstance(err, LlmOsError) else "protocol"
             self._decline(run, round_, code, str(err))
@@ -223,7 +228,9 @@ class Agent:
                 raise PrivacyError("this device's owner does not allow updates in clear")
             return plan, None
         if self._trust.key_holder is None:
-            raise WrongKey("this device was joined without a key holder: run 'llmos edge join' anew")
+            raise WrongKey(
+                "this device was joined without a key holder: run 'llmos edge join' anew"
+            )
         signed = open_sealed(invitation.announcement, expected=self._trust.key_holder)
         announcement = signed.message
         layout = plan.layout
@@ -284,6 +291,7 @@ class Agent:
         """An update is ready, or will not be."""
         run, round_ = task.plan.run_id, task.round
         self._task = None
+        self._worked_at = self._bench.now()
         try:
             waiting = self._outbox.put(
                 run, round_, result.result(), scheme=task.plan.scheme, key_id=task.key_id
@@ -328,8 +336,10 @@ class Agent:
             if waiting.digest == digest:
                 self._write_journal(waiting, outcome)
                 self._post.guard.save()
-                self._outbox.drop(waiting)
+                # The seed first: with it and an empty outbox, an invitation to the same round
+                # with another adapter would be answered under the same noise.
                 ReleaseSeeds(self._home.seeds).erase(waiting.run, waiting.round)
+                self._outbox.drop(waiting)
                 self._announced.pop(digest, None)
 
     def _write_journal(self, waiting: Waiting, outcome: str) -> None:
@@ -351,7 +361,6 @@ class Agent:
             self._task = None
         if self._task is None:
             self._trainer.close()
-        forget_run(self._home, run)
 
     # Small things
 

@@ -6,6 +6,7 @@ import json
 import math
 import socket
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -64,7 +65,7 @@ def run(home: Home = DEFAULT_HOME) -> None:
     from shared.actors import ActorLoop
     from shared.crypto.identity import Identity, parse_public
     from shared.logs import set_up_logs
-    from shared.service import HomeLock, announce_ready, serve
+    from shared.service import announced_ready, home_lock, serve
     from shared.transport.mqtt import MqttTransport
     from shared.types import DeviceId
     from shared.wire.envelope import Post
@@ -72,33 +73,36 @@ def run(home: Home = DEFAULT_HOME) -> None:
     set_up_logs(as_json=not sys.stderr.isatty())
     home = home.expanduser()
     membership = read_membership(home)
-    lock = HomeLock(home)
-    identity = Identity.load(home / "identity.key")
-    transport = MqttTransport(
-        membership.broker_host, membership.broker_port, f"device-{membership.device}"
-    )
-    loop = ActorLoop(workers=1)
-    seed = bytes.fromhex(membership.simulation_seed) if membership.simulation_seed else None
-    agent = Agent(
-        DeviceHome(home),
-        owner=Owner(DeviceId(membership.device), membership.budget, seed),
-        trust=Trust(
-            coordinator=parse_public(membership.coordinator),
-            key_holder=parse_public(membership.key_holder) if membership.key_holder else None,
-            min_devices=membership.min_devices,
-            clear_runs=membership.clear_runs,
-        ),
-        transport=transport,
-        post=Post(identity, home),
-        trainer=ChildTrainer(),
-        bench=loop,
-    )
-    announce_ready(home, {"device": membership.device})
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(home_lock(home))
+        identity = Identity.load(home / "identity.key")
+        transport = MqttTransport(
+            membership.broker_host, membership.broker_port, f"device-{membership.device}"
+        )
+        loop = ActorLoop(workers=1)
+        seed = bytes.fromhex(membership.simulation_seed) if membership.simulation_seed else None
+        holder = membership.key_holder
+        agent = Agent(
+            DeviceHome(home),
+            owner=Owner(
+                DeviceId(membership.device),
+                membership.budget,
+                membership.delta,
+                simulation_seed=seed,
+            ),
+            trust=Trust(
+                coordinator=parse_public(membership.coordinator),
+                key_holder=parse_public(holder) if holder else None,
+                min_devices=membership.min_devices,
+                clear_runs=membership.clear_runs,
+            ),
+            transport=transport,
+            post=Post(identity, home),
+            trainer=ChildTrainer(),
+            bench=loop,
+        )
+        stack.enter_context(announced_ready(home, {"device": membership.device}))
         serve(agent, transport, loop)
-    finally:
-        (home / "ready.json").unlink(missing_ok=True)
-        del lock
 
 
 @edge.command("status")
@@ -153,7 +157,6 @@ def add_data(
 
 @budget.command("show")
 def show_budget(
-    delta: Annotated[float, typer.Option(help="The δ that ε is stated at.")] = 1e-5,
     home: Home = DEFAULT_HOME,
     as_json: AsJson = False,
 ) -> None:
@@ -163,8 +166,9 @@ def show_budget(
     from shared.privacy.ledger import Ledger
 
     paths = DeviceHome(home.expanduser())
-    ledger = Ledger(paths.ledger)
-    spent, allowed = ledger.epsilon(delta), read_membership(paths.folder).epsilon_budget
+    membership, ledger = read_membership(paths.folder), Ledger(paths.ledger)
+    delta, allowed = membership.delta, membership.epsilon_budget
+    spent = ledger.epsilon(delta)
     if as_json:
         spent_or_null = spent if math.isfinite(spent) else None
         facts = {

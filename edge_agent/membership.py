@@ -35,6 +35,7 @@ class Membership(Table):
         min_devices: Fewest devices in an opened sum that the owner accepts.
         epsilon_budget: Most ε over the life of the example store; null allows
             runs without noise.
+        delta: The δ at which the budget is meant; keep it below 1 / examples.
         clear_runs: Whether updates may be added in clear.
         simulation_seed: Hexadecimal; makes noise repeatable, for demonstrations.
     """
@@ -46,6 +47,7 @@ class Membership(Table):
     broker_port: int = Field(ge=1, le=65_535)
     min_devices: int = Field(16, ge=2)
     epsilon_budget: float | None = Field(10.0, gt=0)
+    delta: float = Field(1e-5, gt=0, lt=1)
     clear_runs: bool = False
     simulation_seed: str = ""
 
@@ -118,7 +120,9 @@ def join(
     if problems:
         raise ConfigError(problems, source="options")
     identity = Identity.load_or_create(home / "identity.key")
-    answer = _ask(url, {"token": secret, "name": name, "public_key": format_public(identity.public)})
+    answer = _ask(
+        url, {"token": secret, "name": name, "public_key": format_public(identity.public)}
+    )
     if fingerprint(parse_public(answer["coordinator"])) != coordinator_print:
         raise WrongKey("the coordinator that answers is not the one the token was made by")
     offered = answer["key_holder"]

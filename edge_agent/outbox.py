@@ -1,8 +1,8 @@
 """Encrypted updates wait here until the coordinator has them on its disk.
 
-    O1  an update is on disk before it is announced, and deleted only on a receipt
-        for its digest, or on a refusal that no repetition can cure
-    O2  what is sent again is the same bytes: the update in the outbox is the release
+O1  an update is on disk before it is announced, and deleted only on a receipt
+    for its digest, or on a refusal that no repetition can cure
+O2  what is sent again is the same bytes: the update in the outbox is the release
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class Outbox:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def put(self, run: RunId, round_: RoundNumber, frame: bytes, *, scheme: str, key_id: str) -> Waiting:
+    def put(
+        self, run: RunId, round_: RoundNumber, frame: bytes, *, scheme: str, key_id: str
+    ) -> Waiting:
         """Keep an update (O1). On disk when this returns.
 
         Raises:
@@ -60,7 +62,9 @@ class Outbox:
             try:
                 found.append(Waiting(**json.loads(path.read_text())))
             except (ValueError, TypeError) as err:
-                raise StorageError(f"{path} is damaged; the update beside it cannot be sent") from err
+                raise StorageError(
+                    f"{path} is damaged; the update beside it cannot be sent"
+                ) from err
         return sorted(found, key=lambda waiting: (waiting.run, waiting.round))
 
     def find(self, run: RunId, round_: RoundNumber) -> Waiting | None:

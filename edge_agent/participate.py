@@ -1,12 +1,12 @@
 """The device side of one round, whatever carries the messages.
 
-    P1  nothing derived from examples leaves before its worst case is charged on disk
-    P2  the release seed is on disk before the charge, so that a crash at any point
-        repeats the identical update and never draws a second noisy view
-    P3  a job whose worst case overruns the owner's budget is declined, with the
-        numbers, whatever the coordinator says
-    P4  what leaves is clipped, quantised and encrypted under the key of the key
-        holder that this device's owner pinned
+P1  nothing derived from examples leaves before its worst case is charged on disk
+P2  the release seed is on disk before the charge, so that a crash at any point
+    repeats the identical update and never draws a second noisy view
+P3  a job whose worst case overruns the owner's budget is declined, with the
+    numbers, whatever the coordinator says
+P4  what leaves is clipped, quantised and encrypted under the key of the key
+    holder that this device's owner pinned
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from edge_agent.examples import ExampleStore
 from edge_agent.training.trainer import Trainer, TrainRequest
 from shared.crypto.sum_cipher import SumContext, cipher_for
 from shared.errors import (
+    AlreadyReleased,
     BudgetExceeded,
     DataError,
     GateRefused,
@@ -104,18 +105,21 @@ class Owner:
 
     Attributes:
         device: The device's name.
-        epsilon_budget: Most ε, at the job's δ, over everything this store ever
-            took part in; infinity allows runs without noise.
+        epsilon_budget: Most ε over everything this store ever took part in;
+            infinity allows runs without noise.
+        delta: The δ at which that ε is meant: the owner's, not the job's, since
+            a job could name one at which any ε looks small.
         simulation_seed: Makes noise repeatable; only for simulated devices.
     """
 
     device: DeviceId
     epsilon_budget: float
+    delta: float = 1e-5
     simulation_seed: bytes | None = None
 
 
-def check_budget(plan: RunPlan, ledger: Ledger, owner: Owner) -> None:
-    """Refuse a run whose worst case would overrun the owner's budget (P3).
+def check_allowed(plan: RunPlan, round_: RoundNumber, home: Home, owner: Owner) -> None:
+    """Refuse what the owner does not allow, before anything is fetched or trained (P3, P4).
 
     The worst case is everything charged so far and every round of this run that
     is not charged yet, the device taking part in all of them.
@@ -123,6 +127,8 @@ def check_budget(plan: RunPlan, ledger: Ledger, owner: Owner) -> None:
     Raises:
         BudgetExceeded: with both numbers.
         SeedRefused: the run or the device is simulated and the other is not.
+        AlreadyReleased: the round's update has left this device before.
+        LedgerDamaged: the ledger cannot be trusted.
     """
     if plan.simulation != (owner.simulation_seed is not None):
         raise SeedRefused(
@@ -130,10 +136,15 @@ def check_budget(plan: RunPlan, ledger: Ledger, owner: Owner) -> None:
             if plan.simulation
             else "this is a simulated device: its noise is repeatable and protects nobody"
         )
+    ledger = Ledger(home.ledger)
     charged = [charge for charge in ledger.charges() if charge.run == plan.run]
+    trained = any(charge.round == round_ for charge in charged)
+    if trained and not ReleaseSeeds(home.seeds).holds(plan.run_id, round_):
+        # Without its seed the release is out, and cannot be repeated.
+        raise AlreadyReleased(f"round {round_} of {plan.run} was already released")
     left = plan.job.training.rounds - len(charged)
     ahead = plan.round_facts() * max(left, 0) + (() if charged else plan.count_facts())
-    needed = ledger.epsilon_after(ahead, plan.job.privacy.delta)
+    needed = ledger.epsilon_after(ahead, owner.delta)
     if needed > owner.epsilon_budget:
         raise BudgetExceeded(needed=needed, budget=owner.epsilon_budget)
 
@@ -148,8 +159,8 @@ def participate(invited: Invited, home: Home, owner: Owner, trainer: Trainer) ->
         The ciphertext frame, of the run's exact length.
 
     Raises:
-        BudgetExceeded, SeedRefused: the owner does not allow it (P3).
-        LedgerDamaged: the ledger cannot be trusted; nothing is released.
+        BudgetExceeded, SeedRefused, AlreadyReleased, LedgerDamaged: as
+            :func:`check_allowed`; nothing is released.
         GateRefused: training gave nothing that may be sent.
         DataError: there are no examples, or none with a label of the run.
         StorageError, ModelError, ChildDied: as their names say.
@@ -158,14 +169,14 @@ def participate(invited: Invited, home: Home, owner: Owner, trainer: Trainer) ->
     store = ExampleStore(home.examples)
     if store.count == 0:
         raise DataError("this device has no examples; add some with 'llmos edge data add FILE'")
-    ledger = Ledger(home.ledger)
-    check_budget(plan, ledger, owner)
-    seeds = ReleaseSeeds(home.seeds)
+    check_allowed(plan, round_, home, owner)
+    ledger, seeds = Ledger(home.ledger), ReleaseSeeds(home.seeds)
     trainer.prepare(plan.job.model.base, home.examples, home.features)
     seed = seeds.obtain(plan.run_id, round_, _draw(owner, plan, round_))
-    count_seed = seeds.obtain(plan.run_id, _COUNT_ROUND, _draw(owner, plan, _COUNT_ROUND))
+    if all(charge.run != plan.run for charge in ledger.charges()):
+        seeds.obtain(plan.run_id, _COUNT_ROUND, _draw(owner, plan, _COUNT_ROUND))
     _charge(ledger, plan, round_, store.store_id)
-    expected = _noised_count(home, plan, store.count, count_seed)
+    expected = _noised_count(home, plan, store.count)
     training = plan.job.training
     private = plan.noise_multiplier > 0
     trained = trainer.train(
@@ -222,12 +233,6 @@ def packed(update: FloatVector, weight: float, plan: RunPlan, stream: ReleaseStr
     return np.concatenate([values, np.maximum(share, 1)]).astype(np.int64)
 
 
-def forget_run(home: Home, run: RunId) -> None:
-    """Erase the seed and the noised count that were kept for a run that is over."""
-    ReleaseSeeds(home.seeds).erase(run, _COUNT_ROUND)
-    home.noised_count(run).unlink(missing_ok=True)
-
-
 def _draw(owner: Owner, plan: RunPlan, round_: RoundNumber) -> Callable[[], bytes]:
     master = owner.simulation_seed
     if master is None:
@@ -243,25 +248,32 @@ def _charge(ledger: Ledger, plan: RunPlan, round_: RoundNumber, store_id: str) -
     if not earlier:
         facts = plan.count_facts() + facts
     ledger.charge(
-        Charge(plan.run_id, round_, store_id, facts, datetime.now(UTC).isoformat(timespec="seconds"))
+        Charge(
+            plan.run_id, round_, store_id, facts, datetime.now(UTC).isoformat(timespec="seconds")
+        )
     )
 
 
-def _noised_count(home: Home, plan: RunPlan, count: int, seed: bytes) -> float:
+def _noised_count(home: Home, plan: RunPlan, count: int) -> float:
     """The example count as the run may know it: noised once, then fixed.
 
-    Fixed on disk, since examples may be added during a run: the same noise on
-    two counts would give their difference away exactly.
+    Fixed on disk for good, since examples may be added during a run: the same
+    noise on two counts would give their difference away exactly, and fresh noise
+    on the same count would be a second release that nobody charged.
     """
     if plan.noise_multiplier == 0:
         return float(count)
-    path = home.noised_count(plan.run_id)
+    path, seeds = home.noised_count(plan.run_id), ReleaseSeeds(home.seeds)
     if path.exists():
         try:
             return float(path.read_text(encoding="ascii"))
         except ValueError as err:
             raise StorageError(f"{path} is damaged; restore it from a backup") from err
+    if not seeds.holds(plan.run_id, _COUNT_ROUND):
+        raise AlreadyReleased(f"the example count was already released to run {plan.run}")
+    seed = seeds.obtain(plan.run_id, _COUNT_ROUND, operating_system_seed)
     noise = float(ReleaseStream(seed).gaussians("count", 1)[0])
     noised = max(1.0, count + COUNT_NOISE * noise)
     write_durably(path, repr(noised).encode(), mode=0o600)
+    seeds.erase(plan.run_id, _COUNT_ROUND)
     return noised

@@ -8,8 +8,10 @@ so that a file with three mistakes costs one attempt and not three.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,10 +56,9 @@ def read(kind: type[TableT], table: Mapping[str, Any], *, source: str) -> TableT
         with_defaults = copy.deepcopy(dict(table))
         for detail in err.errors():
             _forget(with_defaults, detail["loc"])
-        try:
+        # When a required value is missing there is nothing to hold the rules against.
+        with contextlib.suppress(ValidationError):
             problems += _contradictions(kind.model_validate(with_defaults))
-        except ValidationError:
-            pass  # a required value is missing: nothing to hold the rules against
         raise ConfigError(sorted(set(problems)), source=source) from None
     problems = _contradictions(built)
     if problems:
@@ -109,7 +110,7 @@ def parse_address(text: str) -> tuple[str, int]:
         ConfigError: it is something else.
     """
     host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65_536:
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65_536:
         raise ConfigError([f"{text!r} is not HOST:PORT"], source="address")
     return host, int(port)
 

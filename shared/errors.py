@@ -25,6 +25,7 @@
     │   ├── AlreadyOpened          this round's one opening has been spent
     │   ├── SumOutOfRange          an opened total holds a value no honest cohort can reach
     │   ├── BudgetExceeded         the job's worst case would overrun the owner's budget
+    │   ├── AlreadyReleased        this round's one release is out: a second would be a second view
     │   ├── LedgerDamaged          the ledger was edited or broke other than at its torn end
     │   └── SeedRefused            repeatable noise was asked for outside a simulation
     ├── GateRefused              an adapter failed its checks and is neither sent nor applied
@@ -223,6 +224,12 @@ class BudgetExceeded(PrivacyError):
         )
         self.needed = needed
         self.budget = budget
+
+
+class AlreadyReleased(PrivacyError):
+    """This round's one release has left the device, and its noise is forgotten."""
+
+    code = "privacy.released"
 
 
 class LedgerDamaged(PrivacyError):

@@ -1,9 +1,9 @@
 """Files that are whole or absent, and on disk before anyone is told so.
 
-    F1  after :func:`write_durably` returns, the file survives power loss
-    F2  a reader sees the old file or the new one, never half of either
-    F3  a full or read-only disk is a :class:`~shared.errors.StorageError` that
-        says so, and leaves no temporary file behind
+F1  after :func:`write_durably` returns, the file survives power loss
+F2  a reader sees the old file or the new one, never half of either
+F3  a full or read-only disk is a :class:`~shared.errors.StorageError` that
+    says so, and leaves no temporary file behind
 """
 
 from __future__ import annotations

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -17,26 +19,26 @@ from shared.files import disk_errors, write_durably
 from shared.transport.transport import Transport
 
 
-class HomeLock:
-    """One process per home folder: two would reuse each other's sequence numbers."""
+@contextlib.contextmanager
+def home_lock(home: Path) -> Iterator[None]:
+    """Keep ``home`` to this process: two would reuse each other's sequence numbers.
 
-    def __init__(self, home: Path) -> None:
-        """Lock ``home``. The lock goes with the process, however that ends.
+    The lock goes with the process, however that ends.
 
-        Raises:
-            StorageError: another process holds it, or the folder cannot be written.
-        """
-        import fcntl
-
-        with disk_errors(home):
-            home.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._file = (home / "lock").open("a+")
+    Raises:
+        StorageError: another process holds it, or the folder cannot be written.
+    """
+    with disk_errors(home):
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = (home / "lock").open("a+")
+    with file:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as err:
             raise StorageError(
                 f"another process works in {home}: end it, or choose another --home"
             ) from err
+        yield
 
 
 def serve(actor: Actor, transport: Transport, loop: ActorLoop) -> None:
@@ -55,6 +57,12 @@ def serve(actor: Actor, transport: Transport, loop: ActorLoop) -> None:
     loop.run(actor, transport)
 
 
-def announce_ready(home: Path, facts: Mapping[str, object]) -> None:
-    """Write ``ready.json``: where to reach this process, for whoever started it."""
-    write_durably(home / "ready.json", json.dumps({"pid": os.getpid()} | dict(facts)).encode())
+@contextlib.contextmanager
+def announced_ready(home: Path, facts: Mapping[str, object]) -> Iterator[None]:
+    """Keep ``ready.json`` while this runs: where to reach the process, for whoever started it."""
+    path = home / "ready.json"
+    write_durably(path, json.dumps({"pid": os.getpid()} | dict(facts)).encode())
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)

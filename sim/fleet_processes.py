@@ -88,8 +88,10 @@ class FleetProcesses:
         holder = Identity.load_or_create(self.home(KEY_HOLDER) / "identity.key")
         self._start(
             COORDINATOR,
-            ["up", "--port", "0", "--broker-port", "0"]
-            + ["--key-holder", format_public(holder.public)],
+            [
+                *["up", "--port", "0", "--broker-port", "0"],
+                *["--key-holder", format_public(holder.public)],
+            ],
         )
         self._learn_where()
         # From now on at the same ports, so that whoever is restarted finds the others.
@@ -101,9 +103,11 @@ class FleetProcesses:
         coordinator = Identity.load(self.home(COORDINATOR) / "identity.key")
         self._start(
             KEY_HOLDER,
-            ["keyholder", "run", "--broker", f"127.0.0.1:{self.ready['broker_port']}"]
-            + ["--coordinator", format_public(coordinator.public)]
-            + ["--min-devices", str(self._min_devices)],
+            [
+                *["keyholder", "run", "--broker", f"127.0.0.1:{self.ready['broker_port']}"],
+                *["--coordinator", format_public(coordinator.public)],
+                *["--min-devices", str(self._min_devices)],
+            ],
         )
 
     def add_device(self, device: DeviceId, examples: Sequence[Example]) -> None:

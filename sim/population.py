@@ -30,7 +30,9 @@ def load(table: DataTable) -> tuple[list[Example], list[Example]]:
         DataError: a file is missing or unusable.
     """
     if not table.path:
-        raise ConfigError(["data.path: missing; name a file here or with --data"], source="scenario")
+        raise ConfigError(
+            ["data.path: missing; name a file here or with --data"], source="scenario"
+        )
     path = Path(table.path)
     kind = table.format
     if kind == "auto":

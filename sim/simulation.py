@@ -8,6 +8,7 @@ embedding and encrypted sums run in the same child processes as on real machines
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 import time
@@ -135,9 +136,7 @@ class _World:
         self.plan: RunPlan = submit(
             self.store, scenario.job(), population.probe, seed=seed, simulation=True, now=0.0
         )
-        self._trainers = [
-            ChildTrainer() for _ in range(min(cores, scenario.population.devices))
-        ]
+        self._trainers = [ChildTrainer() for _ in range(min(cores, scenario.population.devices))]
         for trainer in self._trainers:
             stack.callback(trainer.close)
             trainer.start()
@@ -151,7 +150,7 @@ class _World:
                 examples,
                 trainer=self._trainers[number % len(self._trainers)],
                 work_s=scenario.population.train_s * float(slowness[number]),
-                owner=Owner(device, float("inf"), simulation_master(seed)),
+                owner=Owner(device, math.inf, simulation_seed=simulation_master(seed)),
                 trust=Trust(
                     coordinator=coordinator_key.public,
                     key_holder=holder_key.public,
@@ -203,9 +202,7 @@ class _World:
         self.homes[device] = home
         drive(agent, transport, self._time)
 
-    def _add_key_holder(
-        self, identity: Identity, coordinator: PublicKey, stack: ExitStack
-    ) -> None:
+    def _add_key_holder(self, identity: Identity, coordinator: PublicKey, stack: ExitStack) -> None:
         home = self._workspace / "key-holder"
         adder = SumWorker()
         stack.callback(adder.close)

@@ -17,7 +17,9 @@ def show_report(report: Mapping[str, Any], console: Console) -> None:
     console.print(_accuracy(report))
     console.print(_devices(report))
     console.print(_visibility(report))
-    stages = ", ".join(f"{name.replace('_', ' ')} {s:.1f} s" for name, s in report["stages"].items())
+    stages = ", ".join(
+        f"{name.replace('_', ' ')} {s:.1f} s" for name, s in report["stages"].items()
+    )
     protection, privacy = report["protection"], report["privacy"]
     console.print(f"stages: {stages}; together {sum(report['stages'].values()):.1f} s")
     console.print(

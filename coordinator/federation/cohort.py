@@ -32,7 +32,12 @@ def invitations(wanted: int, *, dropout: float) -> int:
 
 
 def draw_cohort(
-    present: Sequence[DeviceId], wanted: int, *, dropout: float, rng: np.random.Generator
+    present: Sequence[DeviceId],
+    wanted: int,
+    *,
+    most: int,
+    dropout: float,
+    rng: np.random.Generator,
 ) -> tuple[DeviceId, ...]:
     """Draw a cohort uniformly without replacement, over-inviting for drop-outs.
 
@@ -42,11 +47,12 @@ def draw_cohort(
     Args:
         present: Devices that could take part.
         wanted: Updates the round should have; 0 invites everyone present.
+        most: No more than this many are ever invited: the sum's fields hold no more.
         dropout: Share of invited devices that did not report so far.
         rng: Stream of this round.
     """
     ordered = sorted(set(present))
-    count = len(ordered) if wanted == 0 else invitations(wanted, dropout=dropout)
+    count = min(most, len(ordered) if wanted == 0 else invitations(wanted, dropout=dropout))
     if count >= len(ordered):
         return tuple(ordered)
     chosen = rng.choice(len(ordered), size=count, replace=False)

@@ -351,6 +351,15 @@ class Store:
         for listener in self._listeners:
             listener(what)
 
+    def counted(self, run: RunId, number: RoundNumber, device: DeviceId) -> Digest | None:
+        """The digest of the update of ``device`` that is counted in a round, if one is."""
+        for row in self.transitions(run):
+            match row.transition:
+                case rounds.UpdateStored() as stored if row.round == number:
+                    if stored.device == device:
+                        return stored.digest
+        return None
+
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
         """One transaction, whose disk failures are ours."""

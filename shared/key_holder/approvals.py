@@ -25,14 +25,16 @@ class Approvals:
         """Names by public key.
 
         Raises:
-            StorageError: the file is damaged; nothing counts as approved then.
+            StorageError: the file is damaged or not ours; nothing counts as approved then.
         """
-        if not self._path.exists():
-            return {}
         try:
             by_name = json.loads(self._path.read_text(encoding="utf-8"))
             return {PublicKey(bytes.fromhex(key)): name for name, key in by_name.items()}
-        except (ValueError, AttributeError) as err:
+        except FileNotFoundError:
+            return {}
+        except OSError as err:
+            raise StorageError(f"cannot read {self._path}: {err.strerror}") from err
+        except (ValueError, AttributeError, TypeError) as err:
             raise StorageError(f"{self._path} is damaged; approve the devices again") from err
 
     def approve(self, name: str, key: PublicKey) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +12,7 @@ import typer
 
 keyholder = typer.Typer(help="For whoever holds the keys.", no_args_is_help=True)
 
-Home = Annotated[
-    Path, typer.Option(envvar="LLMOS_KEYHOLDER_HOME", help="The key holder's folder.")
-]
+Home = Annotated[Path, typer.Option(envvar="LLMOS_KEYHOLDER_HOME", help="The key holder's folder.")]
 DEFAULT_HOME = Path("~/.llmos/key-holder")
 
 
@@ -53,33 +52,31 @@ def run(
     from shared.crypto.sum_worker import SumWorker
     from shared.key_holder.holder import KeyHolder
     from shared.logs import set_up_logs
-    from shared.service import HomeLock, announce_ready, serve
+    from shared.service import announced_ready, home_lock, serve
     from shared.transport.mqtt import MqttTransport
     from shared.wire.envelope import Post
 
     set_up_logs(as_json=not sys.stderr.isatty())
     home = home.expanduser()
-    lock = HomeLock(home)
-    identity = Identity.load_or_create(home / "identity.key")
     host, port = parse_address(broker)
-    transport = MqttTransport(host, port, f"key-holder-{fingerprint(identity.public)}")
-    loop, adder = ActorLoop(), SumWorker()
-    holder = KeyHolder(
-        home,
-        transport=transport,
-        post=Post(identity, home),
-        coordinator=parse_public(coordinator),
-        min_devices=min_devices,
-        bench=loop,
-        adder=adder,
-    )
-    announce_ready(home, {})
-    try:
+    trusted = parse_public(coordinator)
+    with ExitStack() as stack:
+        stack.enter_context(home_lock(home))
+        identity = Identity.load_or_create(home / "identity.key")
+        transport = MqttTransport(host, port, f"key-holder-{fingerprint(identity.public)}")
+        loop, adder = ActorLoop(), SumWorker()
+        stack.callback(adder.close)
+        holder = KeyHolder(
+            home,
+            transport=transport,
+            post=Post(identity, home),
+            coordinator=trusted,
+            min_devices=min_devices,
+            bench=loop,
+            adder=adder,
+        )
+        stack.enter_context(announced_ready(home, {"key_holder": fingerprint(identity.public)}))
         serve(holder, transport, loop)
-    finally:
-        (home / "ready.json").unlink(missing_ok=True)
-        adder.close()
-        del lock
 
 
 @keyholder.command("approve")

@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -34,7 +35,14 @@ import numpy as np
 import structlog
 
 from shared.actors import Workbench
-from shared.crypto.sum_cipher import Scheme, SumContext, SumLayout, cipher_for, key_id_of, opener_for
+from shared.crypto.sum_cipher import (
+    Scheme,
+    SumContext,
+    SumLayout,
+    cipher_for,
+    key_id_of,
+    opener_for,
+)
 from shared.errors import (
     AlreadyOpened,
     ChildDied,
@@ -47,12 +55,12 @@ from shared.errors import (
     StorageError,
     WrongKey,
 )
-from shared.files import append_durably, digest_of, sync_folder, write_durably
+from shared.files import append_durably, digest_of, disk_errors, sync_folder, write_durably
 from shared.key_holder.approvals import Approvals
 from shared.transport.transport import Transport
 from shared.types import Digest, PublicKey, RoundNumber, RunId
 from shared.wire import codec, topics
-from shared.wire.chunks import Downloads, serve_blob
+from shared.wire.chunks import Downloads, is_digest, serve_blob
 from shared.wire.envelope import Envelope, Post, claimed_sender, open_sealed
 from shared.wire.messages import (
     BlobChunk,
@@ -116,8 +124,20 @@ class _Vault:
         return self.folder / "fixed.json"
 
     @property
+    def contributions(self) -> Path:
+        """Folder of what the fixed set names, while it is being opened."""
+        return self.folder / "contributions"
+
+    @property
     def opened(self) -> Path:
         return self.folder / "opened.sum"
+
+    def clean(self) -> None:
+        """Erase what must not outlive the opening; does what is left of it after a crash."""
+        with disk_errors(self.folder):
+            _erase(self.secret)
+            if self.contributions.exists():
+                shutil.rmtree(self.contributions)
 
 
 @dataclass(slots=True)
@@ -128,7 +148,6 @@ class _Opening:
     total: Digest
     contributions: dict[Digest, str]
     files: list[Path] = field(default_factory=list)
-    adding: bool = False
 
 
 class KeyHolder:
@@ -158,6 +177,7 @@ class KeyHolder:
 
         Raises:
             ValueError: ``min_devices`` is below 2, which would open one update.
+            StorageError: the key of a sum that is opened cannot be erased.
         """
         if min_devices < 2:
             raise ValueError(f"min_devices must be at least 2, not {min_devices}")
@@ -171,6 +191,9 @@ class KeyHolder:
         self._approvals = Approvals(home / "approvals.json")
         self._downloads = Downloads(self._request)
         self._openings: dict[tuple[RunId, RoundNumber], _Opening] = {}
+        for vault in self._vaults():
+            if vault.opened.exists():
+                vault.clean()
 
     @property
     def topics(self) -> Sequence[str]:
@@ -184,30 +207,49 @@ class KeyHolder:
         except ProtocolError as err:
             log.warning("message.refused", topic=topic[:80], code=err.code, error=str(err))
             return
-        try:
-            match envelope.message:
-                case BlobChunk() as chunk:
-                    self._downloads.receive("coordinator", chunk, self._bench.now())
-                case BlobRequest() as request:
-                    self._serve(request)
-                case KeyRequest() as request:
-                    self._announce(envelope, request)
-                case OpenRequest() as request:
-                    self._consider(envelope, request)
-                case message:
-                    log.warning("message.refused", kind=message.kind)
-        except StorageError as err:
-            log.error("disk.failing", error=str(err))
-        except LlmOsError as err:
-            self._refuse(envelope, err)
+        self._attempt(envelope, lambda: self._handle(envelope))
 
     def tick(self) -> float:
         """Ask again for what has stalled."""
-        self._downloads.tick(self._bench.now())
+        try:
+            self._downloads.tick(self._bench.now())
+        except StorageError as err:
+            log.error("disk.failing", error=str(err))
         return 0.5 if self._downloads.under_way else 5.0
 
     def close(self) -> None:
         """Nothing to release: everything that matters is on disk."""
+
+    def _handle(self, envelope: Envelope) -> None:
+        match envelope.message:
+            case BlobChunk() as chunk:
+                self._downloads.receive("coordinator", chunk, self._bench.now())
+            case BlobRequest() as request:
+                self._serve(request)
+            case KeyRequest() as request:
+                self._announce(envelope, request)
+            case OpenRequest() as request:
+                self._consider(envelope, request)
+            case message:
+                log.warning("message.refused", kind=message.kind)
+
+    def _attempt(self, envelope: Envelope, step: Callable[[], None]) -> None:
+        """Do what the coordinator asked for, or answer why not.
+
+        A failing disk or worker is no answer: nothing was decided, and the
+        coordinator repeats its question until it gets one.
+        """
+        try:
+            try:
+                step()
+            except (StorageError, ChildDied):
+                raise
+            except LlmOsError as err:
+                self._refuse(envelope, err)
+        except StorageError as err:
+            log.error("disk.failing", error=str(err))
+        except ChildDied as err:
+            log.error("worker.died", error=str(err))
 
     # A round's key
 
@@ -249,7 +291,8 @@ class KeyHolder:
             digest=digest_of(pair.public),
             size=len(pair.public),
         )
-        vault.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with disk_errors(vault.folder):
+            vault.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_durably(vault.secret, pair.secret, mode=0o600)
         write_durably(vault.public, pair.public)
         # Last: from here on the key pair is this round's, and no other is ever made (H5).
@@ -268,12 +311,7 @@ class KeyHolder:
             raise ProtocolError(f"a manifest of {request.manifest_bytes} bytes is too large")
 
         def arrived(path: Path) -> None:
-            try:
-                self._fix(envelope, request, path.read_bytes())
-            except StorageError as err:
-                log.error("disk.failing", error=str(err))
-            except LlmOsError as err:
-                self._refuse(envelope, err)
+            self._attempt(envelope, lambda: self._fix(envelope, request, path.read_bytes()))
 
         self._downloads.fetch(
             Digest(request.manifest),
@@ -287,6 +325,8 @@ class KeyHolder:
 
     def _fix(self, envelope: Envelope, request: OpenRequest, manifest: bytes) -> None:
         """Check the set of contributions and fix it on disk, before anything is fetched (H2, H3)."""
+        if (envelope.run, envelope.round) in self._openings:
+            return  # the question was repeated while the manifest was on its way
         vault = self._vault(envelope)
         contributions = self._checked(envelope, manifest, vault)
         wanted = sorted(contributions)
@@ -298,6 +338,7 @@ class KeyHolder:
         else:
             write_durably(vault.fixed, json.dumps(wanted).encode())
         if vault.opened.exists():
+            vault.clean()
             self._report(envelope, len(wanted))
             return
         if not vault.secret.exists():
@@ -305,16 +346,21 @@ class KeyHolder:
         opening = _Opening(envelope, Digest(request.total), contributions)
         self._openings[envelope.run, envelope.round] = opening
         size = self._frame_bytes(vault)
-        for digest in wanted:
-            self._downloads.fetch(
-                digest,
-                size,
-                vault.folder / "contributions" / digest,
-                peer="coordinator",
-                now=self._bench.now(),
-                finished=lambda path: self._fetched(opening, path),
-                failed=lambda err: self._abandon(opening, err),
-            )
+        try:
+            for digest in wanted:
+                self._downloads.fetch(
+                    digest,
+                    size,
+                    vault.contributions / digest,
+                    peer="coordinator",
+                    now=self._bench.now(),
+                    finished=lambda path: self._fetched(opening, path),
+                    failed=lambda err: self._abandon(opening, err),
+                )
+        except LlmOsError:
+            # Or the coordinator's next request would be taken for one under way.
+            self._openings.pop((envelope.run, envelope.round), None)
+            raise
 
     def _checked(self, envelope: Envelope, manifest: bytes, vault: _Vault) -> dict[Digest, str]:
         """The contributions that count, by digest (H2).
@@ -347,6 +393,8 @@ class KeyHolder:
                 raise WrongKey(f"{name}'s contribution is under another key")
             if name in devices:
                 raise ProtocolError(f"{name} is in the set twice")
+            if not is_digest(message.digest):
+                raise ProtocolError(f"{name}'s contribution names no ciphertext")
             devices.add(name)
             contributions[Digest(message.digest)] = name
         if len(contributions) != len(records):
@@ -359,9 +407,8 @@ class KeyHolder:
 
     def _fetched(self, opening: _Opening, path: Path) -> None:
         opening.files.append(path)
-        if len(opening.files) < len(opening.contributions) or opening.adding:
+        if len(opening.files) < len(opening.contributions) or not self._is_current(opening):
             return
-        opening.adding = True
         self._bench.work(
             lambda: self._open(opening), lambda result: self._finished(opening, result)
         )
@@ -390,33 +437,34 @@ class KeyHolder:
         return np.asarray(values, "<i8").tobytes()
 
     def _finished(self, opening: _Opening, result: Future[bytes]) -> None:
+        self._openings.pop((opening.envelope.run, opening.envelope.round), None)
+        self._attempt(opening.envelope, lambda: self._conclude(opening, result))
+
+    def _conclude(self, opening: _Opening, result: Future[bytes]) -> None:
+        """Log, keep, erase, tell: in this order (H4 to H7)."""
         envelope = opening.envelope
         vault = self._vault(envelope)
         try:
             values = result.result()
-            self._write_log(envelope, opening, values)
-            write_durably(vault.opened, values, mode=0o600)
-            _erase(vault.secret)
-            for path in opening.files:
-                path.unlink()
-        except (StorageError, ChildDied) as err:
-            # Nothing was opened or lost: the coordinator's next request starts again.
-            log.error("opening.interrupted", error=str(err))
-            self._openings.pop((envelope.run, envelope.round), None)
-        except LlmOsError as err:
-            self._abandon(opening, err)
-        else:
-            self._openings.pop((envelope.run, envelope.round), None)
-            log.info("sum.opened", run=envelope.run, round=envelope.round)
-            self._report(envelope, len(opening.contributions))
+        except PrivacyError:
+            vault.clean()  # H4: what was added is no honest sum, and no other may be opened
+            raise
+        self._write_log(envelope, opening, values)
+        write_durably(vault.opened, values, mode=0o600)
+        vault.clean()
+        log.info("sum.opened", run=envelope.run, round=envelope.round)
+        self._report(envelope, len(opening.contributions))
 
     def _abandon(self, opening: _Opening, err: LlmOsError) -> None:
-        """Give an opening up. A privacy or protocol failure costs the round its key."""
+        """Give an opening up whose contributions are not to be had."""
+        if self._is_current(opening):
+            del self._openings[opening.envelope.run, opening.envelope.round]
+            self._refuse(opening.envelope, err)
+
+    def _is_current(self, opening: _Opening) -> bool:
+        """Whether nothing came between: of an opening that failed, downloads go on."""
         envelope = opening.envelope
-        self._openings.pop((envelope.run, envelope.round), None)
-        if isinstance(err, PrivacyError):
-            _erase(self._vault(envelope).secret)
-        self._refuse(envelope, err)
+        return self._openings.get((envelope.run, envelope.round)) is opening
 
     def _report(self, envelope: Envelope, devices: int) -> None:
         data = self._vault(envelope).opened.read_bytes()
@@ -497,4 +545,3 @@ def _erase(secret: Path) -> None:
             os.fsync(file.fileno())
         secret.unlink()
         sync_folder(secret.parent)
-

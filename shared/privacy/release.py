@@ -75,6 +75,10 @@ class ReleaseSeeds:
             )
         return seed
 
+    def holds(self, run: RunId, round_: RoundNumber) -> bool:
+        """Whether the seed of this release is still here."""
+        return self._path(run, round_).exists()
+
     def erase(self, run: RunId, round_: RoundNumber) -> None:
         """Forget a seed once its release is receipted; harmless if there is none.
 

@@ -25,6 +25,9 @@ MAX_DEPTH: Final = 6
 
 _ARGUMENT_BYTES: Final = {24: 1, 25: 2, 26: 4, 27: 8}
 
+_SIMPLE: Final = frozenset({20, 21, 22, 25, 26, 27})
+"""Of major type 7: false, true, null and the floats; not undefined and not the unassigned."""
+
 
 def encode(value: Any) -> bytes:
     """Deterministic CBOR of ``value`` (shortest forms, sorted map keys)."""
@@ -65,6 +68,8 @@ def _skip(data: bytes, at: int, depth: int) -> int:
             raise UndecodableMessage("the message ends in the middle of a length")
         argument = int.from_bytes(data[at : at + width], "big")
         at += width
+    if major == 7 and minor not in _SIMPLE:
+        raise UndecodableMessage("simple values other than booleans and null are not used here")
     if major in (0, 1, 7):
         return at
     if major == 6:

@@ -68,8 +68,9 @@ class SequenceSource:
     def next(self) -> int:
         """The next number; on disk before it is used."""
         if self._next >= self._reserved:
-            self._reserved = self._next + _BLOCK
-            write_durably(self._path, str(self._reserved).encode())
+            reserved = self._next + _BLOCK
+            write_durably(self._path, str(reserved).encode())
+            self._reserved = reserved
         number = self._next
         self._next += 1
         return number
@@ -91,7 +92,7 @@ class ReplayGuard:
         if path.exists():
             try:
                 self._last = {str(k): int(v) for k, v in json.loads(path.read_text()).items()}
-            except (ValueError, AttributeError) as err:
+            except (ValueError, AttributeError, TypeError) as err:
                 raise StorageError(f"{path} is damaged; restore it from a backup") from err
 
     def accept(self, sender: PublicKey, sequence: int) -> None:
@@ -127,7 +128,9 @@ class Post:
         """The key others know this process by."""
         return self._identity.public
 
-    def seal(self, message: Message, *, run: RunId = NO_RUN, round_: RoundNumber = NO_ROUND) -> bytes:
+    def seal(
+        self, message: Message, *, run: RunId = NO_RUN, round_: RoundNumber = NO_ROUND
+    ) -> bytes:
         """Sign a message under a fresh sequence number."""
         return seal(self._identity, self._sequence.next(), message, run=run, round_=round_)
 
@@ -169,7 +172,9 @@ def open_sealed(raw: bytes, *, expected: PublicKey) -> Envelope:
         raise UndecodableMessage(f"version {version} of the wire format, this is {_VERSION}")
     if sender != expected:
         raise UndecodableMessage("the sender is not who this message should come from")
-    verify(PublicKey(sender), signature, _signed([version, kind, sender, sequence, run, round_], body))
+    verify(
+        PublicKey(sender), signature, _signed([version, kind, sender, sequence, run, round_], body)
+    )
     return Envelope(
         PublicKey(sender), sequence, RunId(run), RoundNumber(round_), from_body(kind, body), raw
     )

@@ -259,7 +259,7 @@ def from_body(kind: str, body: bytes) -> Message:
         value: Any = values[name]
         if type(value) is not expected:
             raise UndecodableMessage(f"{kind}.{name} must be {expected.__name__}")
-        if expected is int and not 0 <= value < 2**63:
+        if isinstance(value, int) and not 0 <= value < 2**63:
             raise UndecodableMessage(f"{kind}.{name} must lie in [0, 2^63)")
     return cls(**values)
 

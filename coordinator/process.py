@@ -1,0 +1,157 @@
+"""The coordinator's composition root: one place that builds its world and takes it down."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from coordinator.api.app import Services, create_app
+from coordinator.broker.embedded import EmbeddedBroker
+from coordinator.coordinator import Coordinator
+from coordinator.store.store import Store
+from shared.actors import ActorLoop
+from shared.config import parse_address
+from shared.crypto.identity import Identity, fingerprint, parse_public
+from shared.crypto.sum_worker import SumWorker
+from shared.errors import ConfigError, LlmOsError
+from shared.files import write_durably
+from shared.models.embed_worker import EmbedWorker
+from shared.service import announced_ready, home_lock, serve
+from shared.transport.mqtt import MqttTransport
+from shared.wire.envelope import Post
+
+LOOPBACK = "127.0.0.1"
+
+log = structlog.get_logger()
+
+
+def run_coordinator(
+    home: Path, *, port: int, broker_port: int, broker: str, key_holder: str
+) -> None:
+    """Run a coordinator until SIGINT or SIGTERM. Call on the main thread.
+
+    Args:
+        home: Store, blobs, identity and admin token; one process at a time.
+        port: Of the HTTP API on loopback; 0 finds a free one.
+        broker_port: Of the broker that is started; 0 finds a free one.
+        broker: ``HOST:PORT`` of a broker that runs already; empty starts one.
+        key_holder: The key holder's public key; empty for clear runs only.
+
+    Raises:
+        ConfigError: a port is taken, or an address or key is malformed.
+        BrokerUnavailable: there is no broker and none can be started.
+        StorageError: the home cannot be used.
+    """
+    holder = parse_public(key_holder) if key_holder else None
+    with ExitStack() as stack:
+        stack.enter_context(home_lock(home))
+        identity = Identity.load_or_create(home / "identity.key")
+        store = Store(f"sqlite:///{home / 'store.db'}", home)
+        stack.callback(store.close)
+        if broker:
+            kind, (broker_host, broker_port) = "external", parse_address(broker)
+        else:
+            embedded = stack.enter_context(_kept_alive(home / "broker", broker_port))
+            kind, broker_host, broker_port = embedded.kind, embedded.host, embedded.port
+        transport = MqttTransport(
+            broker_host, broker_port, f"coordinator-{fingerprint(identity.public)}"
+        )
+        loop, adder = ActorLoop(), SumWorker()
+        stack.callback(adder.close)
+        coordinator = Coordinator(
+            store=store,
+            transport=transport,
+            post=Post(identity, home),
+            key_holder=holder,
+            bench=loop,
+            adder=adder,
+            make_embedder=EmbedWorker,
+        )
+        app = create_app(
+            Services(
+                store=store,
+                fleet=coordinator.fleet,
+                coordinator=identity.public,
+                key_holder=holder,
+                broker=(broker_host, broker_port),
+                admin_token=_admin_token(home),
+                now=time.time,
+                stop_run=lambda run, why: loop.post(lambda: coordinator.stop_run(run, why)),
+                is_ready=lambda: transport.connected,
+            )
+        )
+        url = f"http://{LOOPBACK}:{stack.enter_context(_served(app, port))}"
+        facts = {
+            "url": url,
+            "broker": kind,
+            "broker_host": broker_host,
+            "broker_port": broker_port,
+            "coordinator": fingerprint(identity.public),
+        }
+        stack.enter_context(announced_ready(home, facts))
+        log.info("coordinator.ready", **facts)
+        serve(coordinator, transport, loop)
+
+
+def _admin_token(home: Path) -> str:
+    """The admin token, made at first start and readable by its owner only."""
+    path = home / "admin.token"
+    if not path.exists():
+        write_durably(path, secrets.token_urlsafe(32).encode(), mode=0o600)
+    return path.read_text(encoding="ascii").strip()
+
+
+@contextmanager
+def _served(app: FastAPI, port: int) -> Iterator[int]:
+    """Serve ``app`` on a thread of its own; gives the port."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((LOOPBACK, port))
+    except OSError as err:
+        listener.close()
+        raise ConfigError([f"--port: {port} is taken: {err.strerror}"], source="options") from err
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield int(listener.getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join(timeout=5)
+
+
+@contextmanager
+def _kept_alive(folder: Path, port: int) -> Iterator[EmbeddedBroker]:
+    """A broker that is started again whenever it has ended."""
+    over = threading.Event()
+    with EmbeddedBroker(folder, port=port) as broker:
+        if broker.warning:
+            log.warning("broker.fallback", advice=broker.warning)
+
+        def watch() -> None:
+            while not over.wait(0.5):
+                if broker.alive:
+                    continue
+                log.warning("broker.restarting")
+                try:
+                    broker.restart()
+                except LlmOsError as err:
+                    log.error("broker.failing", error=str(err))
+
+        watcher = threading.Thread(target=watch, daemon=True, name="broker-watch")
+        watcher.start()
+        try:
+            yield broker
+        finally:
+            over.set()
+            watcher.join()
