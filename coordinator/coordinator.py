@@ -13,7 +13,7 @@ from coordinator.fleet.transport_fleet import TransportFleet
 from coordinator.probe import MakeEmbedder
 from coordinator.store.store import Store
 from shared.actors import Workbench
-from shared.errors import LlmOsError, ProtocolError, RoundClosed, StorageError
+from shared.errors import ProtocolError, RoundClosed
 from shared.transport.transport import Transport
 from shared.types import DeviceId, Digest, PublicKey, RunId
 from shared.wire import topics
@@ -63,7 +63,6 @@ class Coordinator:
         self._downloads = Downloads(self._request)
         self._conductor: Conductor | None = None
         self._called = False
-        self._disk_trouble = False
 
     @property
     def topics(self) -> Sequence[str]:
@@ -77,26 +76,17 @@ class Coordinator:
             self._handle(peer, envelope)
         except ProtocolError as err:
             log.warning("message.refused", topic=topic[:80], code=err.code, error=str(err))
-        except StorageError as err:
-            self._trouble(err)
 
     def tick(self) -> float:
         """Do what is due."""
         if not self._called:
             self.fleet.call()
             self._called = True
-        try:
-            self._downloads.tick(self._bench.now())
-            conductor = self._current()
-            if conductor is None:
-                return 1.0
-            conductor.advance()
-        except StorageError as err:
-            self._trouble(err)
-        else:
-            if self._disk_trouble:
-                self._disk_trouble = False
-                log.info("disk.recovered")
+        self._downloads.tick(self._bench.now())
+        conductor = self._current()
+        if conductor is None:
+            return 1.0
+        conductor.advance()
         return TICK_S
 
     def stop_run(self, run: RunId, reason: str) -> None:
@@ -198,9 +188,3 @@ class Coordinator:
 
     def _request(self, peer: str, request: BlobRequest) -> None:
         self.fleet.send(DeviceId(peer), request, run=NO_RUN, round_=NO_ROUND)
-
-    def _trouble(self, err: LlmOsError) -> None:
-        """Say once that the disk refuses; nothing was acknowledged, everything is repeated."""
-        if not self._disk_trouble:
-            log.error("disk.failing", error=str(err))
-        self._disk_trouble = True

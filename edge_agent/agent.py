@@ -26,7 +26,6 @@ from shared.errors import (
     LlmOsError,
     PrivacyError,
     ProtocolError,
-    StorageError,
     WrongKey,
 )
 from shared.files import append_durably
@@ -136,8 +135,6 @@ class Agent:
             self._handle(envelope)
         except ProtocolError as err:
             log.warning("message.refused", topic=topic[:80], code=err.code, error=str(err))
-        except StorageError as err:
-            log.error("disk.failing", error=str(err))
 
     def tick(self) -> float:
         """Do what is due: presence, stalled downloads, updates without a receipt."""

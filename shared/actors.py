@@ -13,15 +13,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import structlog
 
+from shared.errors import LlmOsError
 from shared.transport.transport import Transport
 
 ResultT = TypeVar("ResultT")
 
-Done = Callable[["Future[Any]"], None]
+log = structlog.get_logger()
 
 
 class Workbench(Protocol):
@@ -64,6 +65,7 @@ class ActorLoop:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="work")
         self._stopping = threading.Event()
+        self._in_trouble = False
 
     def now(self) -> float:
         """Seconds since the epoch; deadlines that are written down survive a restart."""
@@ -89,7 +91,6 @@ class ActorLoop:
         Raises:
             BrokerUnavailable: no broker answered when the transport was opened.
         """
-        log = structlog.get_logger()
         transport.open(
             lambda topic, payload: self.post(lambda: actor.receive(topic, payload)), actor.topics
         )
@@ -101,12 +102,31 @@ class ActorLoop:
                 except queue.Empty:
                     action = None
                 if action is not None:
-                    action()
+                    self._carefully(action)
                     if not self._inbox.empty() and time.monotonic() < due:
                         continue
-                due = time.monotonic() + min(actor.tick(), 1.0)
+                wanted = self._carefully(actor.tick)
+                due = time.monotonic() + min(1.0 if wanted is None else wanted, 1.0)
         finally:
             log.info("actor.stopping")
             actor.close()
             transport.close()
             self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _carefully(self, step: Callable[[], ResultT]) -> ResultT | None:
+        """Take a step; a failure of ours (a full disk, say) is an event and not the end.
+
+        Whatever was not done is repeated: nobody was told that it was. One line is
+        logged when trouble starts and one when it ends.
+        """
+        try:
+            result = step()
+        except LlmOsError as err:
+            if not self._in_trouble:
+                log.error("actor.failing", code=err.code, error=str(err))
+            self._in_trouble = True
+            return None
+        if self._in_trouble:
+            self._in_trouble = False
+            log.info("actor.recovered")
+        return result

@@ -23,6 +23,8 @@ _ADVICE: Final = {
     errno.ENOSPC: "the disk is full: free some space and start again, nothing was lost",
     errno.EDQUOT: "the disk quota is used up: free some space and start again, nothing was lost",
     errno.EROFS: "the file system is read-only",
+    errno.EFBIG: "the file would be larger than this system or user may write",
+    errno.EIO: "the disk reports errors: look after its health before you go on",
     errno.EACCES: "permission denied: run as the owner of this folder or choose another",
 }
 
@@ -45,7 +47,7 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         StorageError: the disk is full, read-only or not ours.
     """
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
@@ -69,7 +71,7 @@ def append_durably(path: Path, data: bytes) -> None:
         StorageError: the disk is full, read-only or not ours.
     """
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         created = not path.exists()
         with path.open("ab", buffering=0) as file:
             before = file.tell()
@@ -87,11 +89,19 @@ def append_durably(path: Path, data: bytes) -> None:
 def move_durably(source: Path, target: Path) -> None:
     """Give a finished file its final name, on disk before this returns."""
     with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         with source.open("rb+") as file:
             os.fsync(file.fileno())
         source.replace(target)
         sync_folder(target.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Create ``folder`` and its parents where they are missing, to survive power loss (F1)."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -138,7 +138,8 @@ class CohortTable(Table):
 class Job(Table):
     """One federated run, as a person writes it."""
 
-    name: str = Field("run", pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
+    # A run is called after its job, and topics and folders after the run: ``topics.is_name``.
+    name: str = Field("run", pattern=r"^[a-z0-9]([a-z0-9-]{0,39}[a-z0-9])?$")
     task: Literal["text-classification"] = "text-classification"
     model: ModelTable = ModelTable()
     training: TrainingTable = TrainingTable()
@@ -183,7 +184,7 @@ class RunPlan(Table):
         update_norm: L2 bound on the whole weighted update.
     """
 
-    run: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,60}$")
+    run: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$")
     job: Job
     labels: tuple[str, ...] = Field(min_length=2, max_length=10_000)
     features: int = Field(ge=1, le=65_536)

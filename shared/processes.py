@@ -92,10 +92,10 @@ class Child:
             LlmOsError: raised by the operation; same class, same message.
         """
         with self._lock:
-            process = self._started()
-            assert process.stdin is not None
-            assert process.stdout is not None
             try:
+                process = self._started()
+                assert process.stdin is not None
+                assert process.stdout is not None
                 _write(process.stdin, {"operation": operation, "arguments": arguments})
                 answer = _read(process.stdout)
             except (EOFError, OSError) as err:
@@ -119,6 +119,7 @@ class Child:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
             return self._process
+        self._stop()  # of one that died between two calls, the pipes
         threads = str(self._threads)
         environment = os.environ | {
             "OMP_NUM_THREADS": threads,

@@ -6,6 +6,7 @@ import contextlib
 import json
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,6 +77,10 @@ def run_simulation(
     label_column: Annotated[str | None, typer.Option(help="Column with the label.")] = None,
     group_column: Annotated[str | None, typer.Option(help="Show accuracy apart by it.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Everything random follows it.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Another value for a key: --set privacy.noise=none"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a scenario on virtual time with the very code that runs on devices."""
@@ -86,7 +91,6 @@ def run_simulation(
     from sim.tables import show_report
 
     silence_logs()
-    read = read_scenario(scenario)
     named = {
         "path": str(data) if data else None,
         "test": str(test) if test else None,
@@ -98,11 +102,9 @@ def run_simulation(
     if data is not None:
         # The scenario's format and test set belong to the scenario's own file.
         chosen = {"format": "auto", "test": ""} | chosen
-    read = read.model_copy(update={"data": read.data.model_copy(update=chosen)})
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+    read = read_scenario(scenario, settings or [], data=chosen)
     console = Console(stderr=as_json)
-    with _ended_by_signals(), _progress(console) as progress:
+    with _writable(out), _ended_by_signals(), _progress(console) as progress:
         tasks: dict[str, Any] = {}
 
         def watch(stage: str, done: int, of: int) -> None:
@@ -147,6 +149,23 @@ def _progress(console: Console) -> Progress:
         TimeElapsedColumn(),
         console=console,
     )
+
+
+@contextlib.contextmanager
+def _writable(out: Path) -> Iterator[None]:
+    """Make sure *before* the work that its result can be written; leave nothing if it fails."""
+    made = not out.exists()
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    try:
+        yield
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):
+                out.rmdir()
+        raise
 
 
 @contextlib.contextmanager

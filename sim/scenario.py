@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from shared.config import Field, Table, read_toml
+from shared.config import Field, Table, read, read_toml
+from shared.errors import ConfigError
 from shared.job import CohortTable, Job
 
 
@@ -94,6 +96,45 @@ class Scenario(Job):
         return Job(**tables)
 
 
-def read_scenario(path: Path) -> Scenario:
-    """Read a scenario file. Raises ConfigError naming every problem."""
-    return read_toml(Scenario, path)
+def read_scenario(
+    path: Path, settings: Sequence[str] = (), *, data: Mapping[str, Any] | None = None
+) -> Scenario:
+    """Read a scenario file, with other values for some of its keys.
+
+    Args:
+        path: A TOML file.
+        settings: Each ``table.key=value``; a value is TOML, or else plain text.
+        data: Other values for keys of the table ``data``.
+
+    Raises:
+        ConfigError: naming every problem of the file and of the settings.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return read_toml(Scenario, path)  # says what is wrong with the file
+    malformed = [text for text in settings if "=" not in text]
+    if malformed:
+        raise ConfigError(
+            [f"--set {text}: must be KEY=VALUE" for text in malformed], source="options"
+        )
+    for text in settings:
+        key, _, value = text.partition("=")
+        *tables, last = key.strip().split(".")
+        place = table
+        for name in tables:
+            place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise ConfigError([f"--set {key}: {name} is not a table"], source="options")
+        place[last] = _value(value.strip())
+    if data:
+        given = table.get("data", {})
+        table["data"] = (given if isinstance(given, dict) else {}) | dict(data)
+    return read(Scenario, table, source=str(path))
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -43,11 +43,15 @@ class VirtualTime:
         return VirtualBench(self, self._pool, work_s)
 
     def run(self, *, until: Callable[[], bool], limit_s: float) -> bool:
-        """Work events off until ``until()`` holds; False if ``limit_s`` or the events ran out."""
+        """Work events off until ``until()`` holds; False if ``limit_s`` or the events ran out.
+
+        Events after ``limit_s`` stay where they are: running on later loses nothing.
+        """
         while self._queue and not until():
-            self._now, _, action = heapq.heappop(self._queue)
-            if self._now > limit_s:
+            if self._queue[0][0] > limit_s:
+                self._now = max(self._now, limit_s)
                 return False
+            self._now, _, action = heapq.heappop(self._queue)
             action()
         return until()
 

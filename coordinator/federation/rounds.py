@@ -242,6 +242,7 @@ class Round:
 
         Raises:
             IllegalTransition: it cannot happen in this state; nothing changed.
+            RoundClosed, DuplicateUpdate: as :meth:`check_update`; nothing changed.
         """
         rule = _NEXT.get(type(transition))
         if rule is None or self.state not in rule[0]:
@@ -254,8 +255,8 @@ class Round:
             case Invited():
                 self.cohort, self.invited_at = transition.cohort, transition.at
             case DeviceDeclined():
-                if transition.device in self.updates:
-                    raise IllegalTransition(f"{transition.device} has already reported")
+                if transition.device not in self.outstanding:
+                    raise IllegalTransition(f"{transition.device} owes nothing in this round")
                 self.declined[transition.device] = transition
             case UpdateStored():
                 if not self.check_update(DeviceId(transition.device), transition.digest):
@@ -264,6 +265,8 @@ class Round:
             case Closed():
                 if len(transition.devices) < self.min_devices:
                     raise IllegalTransition("too few devices in a closed round")
+                if transition.devices != tuple(sorted(self.updates)):
+                    raise IllegalTransition("a closed round holds exactly those that reported")
                 self.closed = transition.devices
             case SumOpened():
                 self.opened = transition

@@ -224,19 +224,24 @@ class Store:
             AccessDenied: the token is unknown, expired or spent.
             DataError: the name or the key is taken by another device.
         """
+        this = _tokens.c.secret_sha256 == _hashed(secret)
         with self._writing() as connection:
-            token = connection.execute(
-                sa.select(_tokens).where(_tokens.c.secret_sha256 == _hashed(secret))
-            ).one_or_none()
+            # Written before anything is read: with SQLite a transaction begins at its first
+            # write, and two devices that read first would both find the token unspent.
+            spent = connection.execute(
+                _tokens.update()
+                .where(this, _tokens.c.used_by.is_(None), _tokens.c.expires_at >= now)
+                .values(used_by=name)
+            ).rowcount
             taken = connection.execute(
                 sa.select(_devices).where(
                     (_devices.c.name == name) | (_devices.c.public_key == public_key)
                 )
             ).all()
-            same = [row for row in taken if row.name == name and row.public_key == public_key]
-            if token is not None and token.used_by == name and same:
-                return
-            if token is None or token.used_by is not None or token.expires_at < now:
+            if not spent:
+                used_by = connection.scalar(sa.select(_tokens.c.used_by).where(this))
+                if used_by == name and (name, public_key) in [row[:2] for row in taken]:
+                    return
                 raise AccessDenied(
                     "this join token is unknown, expired or already used: "
                     "ask for a new one with 'llmos device token'"
@@ -245,11 +250,6 @@ class Store:
                 raise DataError(f"a device named {name}, or with this key, has already joined")
             connection.execute(
                 _devices.insert().values(name=name, public_key=public_key, joined_at=now)
-            )
-            connection.execute(
-                _tokens.update()
-                .where(_tokens.c.secret_sha256 == _hashed(secret))
-                .values(used_by=name)
             )
 
     def devices(self) -> list[Device]:

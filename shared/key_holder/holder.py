@@ -26,7 +26,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
@@ -296,7 +296,7 @@ class KeyHolder:
         write_durably(vault.secret, pair.secret, mode=0o600)
         write_durably(vault.public, pair.public)
         # Last: from here on the key pair is this round's, and no other is ever made (H5).
-        write_durably(vault.announced, json.dumps(_fields(announcement)).encode())
+        write_durably(vault.announced, json.dumps(asdict(announcement)).encode())
         return announcement
 
     # An opening
@@ -522,10 +522,6 @@ class KeyHolder:
 
     def _request(self, _peer: str, request: BlobRequest) -> None:
         self._publish(self._post.seal(request))
-
-
-def _fields(announcement: KeyAnnouncement) -> dict[str, object]:
-    return {name: getattr(announcement, name) for name in announcement.__dataclass_fields__}
 
 
 def _layout_of(announcement: dict[str, int]) -> SumLayout:

@@ -11,6 +11,7 @@ asks again when the window is complete or nothing came for ``STALL_S``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,15 @@ STALL_S: Final = 2.0
 
 Finished = Callable[[Path], None]
 Failed = Callable[[LlmOsError], None]
+
+
+def is_digest(text: str) -> bool:
+    """Whether ``text`` is a SHA-256 in hexadecimal, and so safe to be part of a path.
+
+    >>> is_digest("0" * 64), is_digest("../identity.key")
+    (True, False)
+    """
+    return re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
 def serve_blob(request: BlobRequest, path: Path) -> Iterator[BlobChunk]:
@@ -50,6 +60,8 @@ class _Download:
     failed: list[Failed]
     received: int = 0
     requested: int = 0
+    resumed: bool = False
+    """Its beginning is of an earlier process, which may have lost power while writing."""
     asked_at: float = field(default=float("-inf"))
 
     @property
@@ -63,7 +75,8 @@ class Downloads:
     def __init__(self, send: Callable[[str, BlobRequest], None]) -> None:
         """``send(peer, request)`` asks a peer for a window."""
         self._send = send
-        self._by_digest: dict[str, _Download] = {}
+        # Of one digest from two peers each brings its own: neither is told of the other's file.
+        self._under_way: dict[tuple[str, str], _Download] = {}
 
     def fetch(
         self,
@@ -80,11 +93,18 @@ class Downloads:
 
         ``failed`` is called with a DigestMismatch when the bytes that came are
         not the blob; the partial file is then removed.
+
+        Raises:
+            UndecodableMessage: ``digest`` is none; a peer chose it, and ``target``
+                is made of it.
+            StorageError: the disk refused.
         """
+        if not is_digest(digest):
+            raise UndecodableMessage("a blob is named by its SHA-256")
         if target.exists():
             finished(target)
             return
-        under_way = self._by_digest.get(digest)
+        under_way = self._under_way.get((peer, digest))
         if under_way is not None:
             under_way.finished.append(finished)
             under_way.failed.append(failed)
@@ -94,24 +114,29 @@ class Downloads:
             target.parent.mkdir(parents=True, exist_ok=True)
             if download.partial.exists():
                 download.received = min(download.partial.stat().st_size, size)
+                download.resumed = download.received > 0
             with download.partial.open("ab") as file:
                 file.truncate(download.received)
-        self._by_digest[digest] = download
+        self._under_way[peer, digest] = download
         self._go_on(download, now)
 
     def receive(self, peer: str, chunk: BlobChunk, now: float) -> bool:
         """Take a chunk; returns whether it brought a download forward.
 
         Raises:
-            UndecodableMessage: the chunk is larger than any chunk, or reaches
-                behind the announced size.
+            UndecodableMessage: the chunk is empty, larger than any chunk, or
+                reaches behind the announced size.
             StorageError: the disk refused; the download stays where it was.
         """
-        download = self._by_digest.get(chunk.digest)
-        if download is None or download.peer != peer or chunk.offset != download.received:
+        download = self._under_way.get((peer, chunk.digest))
+        if download is None or chunk.offset != download.received:
             return False  # an answer to a question asked twice
-        if len(chunk.data) > CHUNK_BYTES or chunk.offset + len(chunk.data) > download.size:
+        if not 0 < len(chunk.data) <= CHUNK_BYTES or (
+            chunk.offset + len(chunk.data) > download.size
+        ):
             raise UndecodableMessage("the chunk does not fit the announced blob")
+        if self._is_dropped(download):
+            return False
         with disk_errors(download.target), download.partial.open("r+b") as file:
             file.seek(chunk.offset)
             file.write(chunk.data)
@@ -122,36 +147,47 @@ class Downloads:
         return True
 
     def tick(self, now: float) -> None:
-        """Ask again for whatever has stalled."""
-        for download in list(self._by_digest.values()):
-            if now - download.asked_at >= STALL_S:
+        """Ask again for whatever has stalled. Raises StorageError as :meth:`receive`."""
+        for download in list(self._under_way.values()):
+            if now - download.asked_at >= STALL_S and not self._is_dropped(download):
                 self._go_on(download, now)
-
-    def cancel(self, digest: str) -> None:
-        """Forget a download and its partial file."""
-        download = self._by_digest.pop(digest, None)
-        if download is not None:
-            download.partial.unlink(missing_ok=True)
 
     @property
     def under_way(self) -> int:
         """How many blobs are on their way."""
-        return len(self._by_digest)
+        return len(self._under_way)
+
+    def _is_dropped(self, download: _Download) -> bool:
+        """Forget a download whose partial file was removed: nobody wants it any more."""
+        if download.partial.exists():
+            return False
+        del self._under_way[download.peer, download.digest]
+        return True
 
     def _go_on(self, download: _Download, now: float) -> None:
-        if download.received < download.size:
-            download.requested = min(download.received + WINDOW_BYTES, download.size)
-            download.asked_at = now
-            length = download.requested - download.received
-            self._send(download.peer, BlobRequest(download.digest, download.received, length))
-            return
-        del self._by_digest[download.digest]
-        if digest_of_file(download.partial) != download.digest:
-            download.partial.unlink()
-            error = DigestMismatch(f"the blob {download.digest[:12]}… arrived damaged")
-            for failed in download.failed:
-                failed(error)
-            return
+        download.asked_at = now
+        if download.received == download.size:
+            if digest_of_file(download.partial) == download.digest:
+                self._finish(download)
+                return
+            if not download.resumed:
+                self._give_up(download)
+                return
+            download.received, download.resumed = 0, False
+        download.requested = min(download.received + WINDOW_BYTES, download.size)
+        length = download.requested - download.received
+        self._send(download.peer, BlobRequest(download.digest, download.received, length))
+
+    def _finish(self, download: _Download) -> None:
+        # First of all: while the disk refuses, the download stays and is tried again.
         move_durably(download.partial, download.target)
+        del self._under_way[download.peer, download.digest]
         for finished in download.finished:
             finished(download.target)
+
+    def _give_up(self, download: _Download) -> None:
+        del self._under_way[download.peer, download.digest]
+        download.partial.unlink()
+        error = DigestMismatch(f"the blob {download.digest[:12]}… arrived damaged")
+        for failed in download.failed:
+            failed(error)

@@ -1,0 +1,52 @@
+"""A stand-in for the one seam of a device behind which torch is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from edge_agent.training.trainer import Trained, TrainRequest
+from shared.models.adapter import Adapter
+from shared.types import Digest
+from tests.support.plans import FEATURES, LABELS
+
+ADAPTER = Adapter.zeros(LABELS, FEATURES, Digest("ab" * 32))
+"""What the plans of ``tests.support.plans`` start from."""
+
+
+def nothing_happens() -> None:
+    """The default for a spy."""
+
+
+class SeededTrainer:
+    """A :class:`~edge_agent.training.trainer.Trainer` whose update follows from the seed alone."""
+
+    def __init__(self, *, before: Callable[[], None] = nothing_happens) -> None:
+        """``before`` is called when :meth:`train` is, as the first thing that happens."""
+        self._before = before
+        self.prepared = 0
+        self.requests: list[TrainRequest] = []
+        self.closed = 0
+
+    def prepare(self, base: str, store_path: Path, cache_folder: Path) -> int:
+        """Count the call."""
+        self.prepared += 1
+        return 1
+
+    def train(self, request: TrainRequest) -> Trained:
+        """Draw an update from the request's seed."""
+        self._before()
+        self.requests.append(request)
+        return Trained(update_of(request.seed), request.local_steps, examples_used=1)
+
+    def close(self) -> None:
+        """Count the call."""
+        self.closed += 1
+
+
+def update_of(seed: bytes) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """The update that :class:`SeededTrainer` makes of a seed."""
+    rng = np.random.default_rng(list(seed))
+    return rng.normal(scale=0.05, size=ADAPTER.parameters).astype(np.float32)
