@@ -45,6 +45,7 @@ from shared.errors import (
     DuplicateUpdate,
     GateRefused,
     LlmOsError,
+    NonFiniteUpdate,
     ProtocolError,
     RoundClosed,
     StorageError,
@@ -55,7 +56,7 @@ from shared.models.adapter import Adapter
 from shared.models.classification import Accuracy
 from shared.types import DeviceId, Digest, RoundNumber
 from shared.wire import codec, topics
-from shared.wire.chunks import Downloads
+from shared.wire.chunks import Downloads, is_digest
 from shared.wire.envelope import Envelope, open_sealed
 from shared.wire.messages import (
     Contribution,
@@ -77,7 +78,7 @@ SETTLE_S: Final = 2.0
 """With an open cohort, devices that announce themselves get this long to arrive."""
 
 MAX_FAILED_ROUNDS: Final = 3
-"""A run ends as failed after so many failed rounds in a row."""
+"""A run ends as failed after so many failed rounds in a row, or when it had no other."""
 
 LOSS_MARGIN: Final = 2.0
 """A new adapter is rejected when its probe loss exceeds both the old one's and
@@ -123,7 +124,7 @@ class Conductor:
         self._adder = adder
         self._make_embedder = make_embedder
         self._probe: Probe | None = None
-        self._embedding = False
+        self._embedding: Future[Probe] | None = None
         self._round: Round | None = None
         self._sum: SecureSum | None = None
         self._asked = _Asked()
@@ -177,7 +178,7 @@ class Conductor:
             if not self._wanted(device, envelope, digest):
                 self._answer(device, envelope, Receipt(digest))
                 return
-            self._check_offer(message)
+            self._check_offer(device, message)
         except (RoundClosed, DuplicateUpdate, ProtocolError) as err:
             log.info("update.refused", device=device, code=err.code)
             self._answer(device, envelope, Refusal(digest, err.code, str(err)))
@@ -228,6 +229,9 @@ class Conductor:
             return
         if message.devices != len(round_.closed):
             self._fail(ProtocolError("the key holder opened a sum over another number of devices"))
+            return
+        if message.size != np.dtype("<i8").itemsize * self.plan.layout.count:
+            self._fail(ProtocolError("the key holder opened a sum of another length"))
             return
 
         def arrived(_path: Path) -> None:
@@ -280,8 +284,7 @@ class Conductor:
         """Take every step that is possible now."""
         if self.over:
             return
-        if self._probe is None:
-            self._embed()
+        if not self._embed():
             return
         if self._round is None:
             self._start_run()
@@ -292,6 +295,7 @@ class Conductor:
         """End the run without a further round."""
         if self._round is not None and not self._round.is_over:
             self._commit(RoundFailed("stopped", reason))
+            self._settle(self._round)
         self._end("stopped", reason=reason)
 
     def _step(self) -> bool:
@@ -405,7 +409,7 @@ class Conductor:
                 raise GateRefused(
                     f"the probe loss would rise from {before.loss:.2f} to {after.loss:.2f}"
                 )
-        except GateRefused as err:
+        except (GateRefused, NonFiniteUpdate) as err:
             log.warning("adapter.rejected", run=self.plan.run, round=round_.number, reason=str(err))
             result = self._result(round_.adapter, before, self._moments, rejected=str(err))
         else:
@@ -426,7 +430,7 @@ class Conductor:
 
     def _next_round(self, round_: Round) -> bool:
         self._settle(round_)
-        if self._failed_in_a_row >= MAX_FAILED_ROUNDS:
+        if self._failed_in_a_row >= min(MAX_FAILED_ROUNDS, self.plan.job.training.rounds):
             assert round_.failure is not None
             self._end("failed", code=round_.failure.code, reason=round_.failure.reason)
             return False
@@ -457,32 +461,38 @@ class Conductor:
                 "run.resumed", run=self.plan.run, round=self._round.number, state=self._round.state
             )
 
-    def _embed(self) -> None:
-        if self._embedding:
-            return
-        self._embedding = True
-        plan, examples = self.plan, read_probe(self._store, self._row.probe)
+    def _embed(self) -> bool:
+        """Have the probe set embedded; whether it is."""
+        if self._probe is not None:
+            return True
+        if self._embedding is None:
+            plan, examples = self.plan, read_probe(self._store, self._row.probe)
+            self._embedding = Future()  # of an answer that is still to come
+            self._bench.work(
+                lambda: embed_probe(
+                    self._make_embedder,
+                    plan.job.model.base,
+                    examples,
+                    plan.labels,
+                    self._store.folder / "probe-features",
+                ),
+                self._embedded,
+            )
+        if not self._embedding.done():
+            return False
+        try:
+            self._probe = self._embedding.result()
+        except StorageError:
+            self._embedding = None
+            raise
+        except LlmOsError as err:
+            self._end("failed", code=err.code, reason=str(err))
+            return False
+        self._waiting_since = self._bench.now()
+        return True
 
-        def embedded(future: Future[Probe]) -> None:
-            self._embedding = False
-            try:
-                self._probe = future.result()
-            except LlmOsError as err:
-                self._end("failed", code=err.code, reason=str(err))
-                return
-            self._waiting_since = self._bench.now()
-            self.advance()
-
-        self._bench.work(
-            lambda: embed_probe(
-                self._make_embedder,
-                plan.job.model.base,
-                examples,
-                plan.labels,
-                self._store.folder / "probe-features",
-            ),
-            embedded,
-        )
+    def _embedded(self, future: Future[Probe]) -> None:
+        self._embedding = future
 
     def _start_run(self) -> None:
         assert self._probe is not None
@@ -568,14 +578,26 @@ class Conductor:
             raise RoundClosed(f"round {envelope.round} of {self.plan.run} is over")
         return round_.check_update(device, digest)
 
-    def _check_offer(self, message: Contribution) -> None:
+    def _check_offer(self, device: DeviceId, message: Contribution) -> None:
         round_ = self._round
         assert round_ is not None
+        if not is_digest(message.digest):
+            raise ProtocolError("an update is named by its SHA-256")
+        self._check_original(device, Digest(message.digest))
         expected = cipher_for(self.plan.scheme, self.plan.layout).frame_bytes()
         if message.size != expected:
             raise ProtocolError(f"an update of {message.size} bytes, this run's have {expected}")
         if (message.scheme, message.key_id) != (self.plan.scheme, self._context(round_).key_id):
             raise WrongKey("the update is encrypted under another key or scheme")
+
+    def _check_original(self, device: DeviceId, digest: Digest) -> None:
+        """Refuse another device's ciphertext: the key holder would refuse the whole set for it."""
+        assert self._round is not None
+        if self.plan.scheme is not Scheme.CLEAR and any(
+            stored.digest == digest and stored.device != device
+            for stored in self._round.updates.values()
+        ):
+            raise DuplicateUpdate(f"{device} sends the update of another device")
 
     def _arrived(self, device: DeviceId, envelope: Envelope, digest: Digest, path: Path) -> None:
         """An update is complete and on disk: fold it, write it down, send the receipt."""
@@ -586,8 +608,11 @@ class Conductor:
             if not self._wanted(device, envelope, digest):
                 self._answer(device, envelope, Receipt(digest))
                 return
+            self._check_original(device, digest)
             secure_sum = self._secure_sum(round_)
             secure_sum.fold(path)
+        except StorageError:
+            raise  # not the update's fault: it is offered again
         except LlmOsError as err:
             path.unlink(missing_ok=True)
             log.warning("update.refused", device=device, code=err.code)

@@ -142,8 +142,9 @@ def check_allowed(plan: RunPlan, round_: RoundNumber, home: Home, owner: Owner) 
     if trained and not ReleaseSeeds(home.seeds).holds(plan.run_id, round_):
         # Without its seed the release is out, and cannot be repeated.
         raise AlreadyReleased(f"round {round_} of {plan.run} was already released")
-    left = plan.job.training.rounds - len(charged)
-    ahead = plan.round_facts() * max(left, 0) + (() if charged else plan.count_facts())
+    # At least the round at hand: a plan may have been shortened since the last one.
+    left = max(plan.job.training.rounds - len(charged), 0 if trained else 1)
+    ahead = plan.round_facts() * left + (() if charged else plan.count_facts())
     needed = ledger.epsilon_after(ahead, owner.delta)
     if needed > owner.epsilon_budget:
         raise BudgetExceeded(needed=needed, budget=owner.epsilon_budget)
@@ -241,17 +242,17 @@ def _draw(owner: Owner, plan: RunPlan, round_: RoundNumber) -> Callable[[], byte
 
 
 def _charge(ledger: Ledger, plan: RunPlan, round_: RoundNumber, store_id: str) -> None:
+    """Charge the round, and with the run's first round the example count (P1).
+
+    Charged before: the ledger accepts the same facts again, and refuses a plan
+    that has been given less noise since.
+    """
     earlier = [charge for charge in ledger.charges() if charge.run == plan.run]
-    if any(charge.round == round_ for charge in earlier):
-        return
     facts: tuple[Fact, ...] = plan.round_facts()
-    if not earlier:
+    if not earlier or earlier[0].round == round_:
         facts = plan.count_facts() + facts
-    ledger.charge(
-        Charge(
-            plan.run_id, round_, store_id, facts, datetime.now(UTC).isoformat(timespec="seconds")
-        )
-    )
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    ledger.charge(Charge(plan.run_id, round_, store_id, facts, at))
 
 
 def _noised_count(home: Home, plan: RunPlan, count: int) -> float:

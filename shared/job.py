@@ -272,7 +272,7 @@ def plan_run(
     to privacy and costs accuracy only).
 
     Raises:
-        ValueError: no noise multiplier reaches ``job.privacy.epsilon``.
+        ConfigError: no noise multiplier reaches ``job.privacy.epsilon``.
     """
     training, privacy = job.training, job.privacy
     steps = training.local_steps

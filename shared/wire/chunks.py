@@ -11,6 +11,7 @@ asks again when the window is complete or nothing came for ``STALL_S``.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -42,7 +43,8 @@ def is_digest(text: str) -> bool:
 def serve_blob(request: BlobRequest, path: Path) -> Iterator[BlobChunk]:
     """The chunks that answer ``request`` from the file ``path``."""
     with path.open("rb") as file:
-        file.seek(request.offset)
+        # An offset far beyond the end is an error of the system's, and it is the peer's number.
+        file.seek(min(request.offset, os.fstat(file.fileno()).st_size))
         offset, left = request.offset, min(request.length, WINDOW_BYTES)
         while left > 0 and (data := file.read(min(CHUNK_BYTES, left))):
             yield BlobChunk(request.digest, offset, data)

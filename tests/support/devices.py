@@ -87,7 +87,8 @@ class ScriptedCoordinator:
             adapter_bytes=len(ADAPTER.to_bytes()),
             announcement=announcement,
         )
-        return self.send(message, **({"run": plan.run, "round_": round_} | changes))
+        envelope: dict[str, Any] = {"run": plan.run, "round_": round_} | changes
+        return self.send(message, **envelope)
 
     def announcement(
         self,
@@ -101,7 +102,7 @@ class ScriptedCoordinator:
     ) -> bytes:
         """What the pinned key holder, or ``signer``, announces; ``changes`` replace fields."""
         layout = plan.layout
-        fields = {
+        fields: dict[str, Any] = {
             "scheme": plan.scheme,
             "count": layout.count,
             "bits": layout.bits,

@@ -1,0 +1,945 @@
+"""A run learns from exactly the updates that were counted, whatever devices do or fail to do.
+
+The coordinator is the real one, over the real wire on virtual time. Devices follow
+scripts; what a test lets one of them do wrong, any device that joined could do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coordinator import conductor
+from coordinator.federation.rounds import (
+    AdapterApplied,
+    Closed,
+    DeviceDeclined,
+    Invited,
+    RoundFailed,
+    SumOpened,
+    Transition,
+    UpdateStored,
+)
+from coordinator.store.store import Store
+from shared.crypto.sum_worker import SumWorker
+from shared.errors import StorageError
+from shared.files import digest_of
+from shared.job import RunPlan
+from shared.types import DeviceId, Digest, RoundNumber, RunId
+from shared.wire import topics
+from shared.wire.chunks import Downloads
+from shared.wire.envelope import Post
+from shared.wire.messages import (
+    BlobRequest,
+    Contribution,
+    KeyAnnouncement,
+    Message,
+    Opened,
+    OpeningRefused,
+    Receipt,
+)
+from tests.support.coordination import RUN, ScriptedDevice, World
+
+ABC = ["device-a", "device-b", "device-c"]
+ROUND = RoundNumber(1)
+PUBLIC_KEY = {"scheme": "public-key"}
+
+
+def of_kind(world: World, kind: type[Any]) -> list[Any]:
+    return [row for row in world.rows if isinstance(row, kind)]
+
+
+def assert_learnt_from(world: World, plan: RunPlan, *rounds: list[str]) -> None:
+    """The run has finished with the mean of exactly these devices' updates."""
+    assert world.over
+    assert world.rows == [row.transition for row in world.store.transitions(RUN)]
+    assert "finished" in world.store.milestones(RUN)
+    assert world.adapter().digest == world.expected_adapter(plan, rounds).digest
+    for number, names in enumerate(rounds, start=1):
+        assert sorted(world.counted(number)) == sorted(names)
+
+
+# A run in which nothing goes wrong
+
+
+@pytest.mark.parametrize("scheme", ["clear", "public-key"])
+def test_a_run_learns_the_exact_mean_of_its_devices(
+    world: World, adders: tuple[SumWorker, SumWorker], scheme: str
+) -> None:
+    plan = world.submit(protection={"scheme": scheme})
+    world.add_devices("abc")
+    world.add_key_holder(adders[1])
+    world.start()
+    assert world.run()
+    assert_learnt_from(world, plan, ABC, ABC)
+    for number, opened in enumerate(of_kind(world, SumOpened), start=1):
+        data = world.store.blob(opened.digest).read_bytes()
+        vectors = [world.devices[name].values(plan, number) for name in ABC]
+        assert np.frombuffer(data, "<i8").tolist() == np.sum(vectors, axis=0).tolist()
+        assert opened.devices == 3
+
+
+def test_every_device_gets_its_receipt_and_nothing_stays_spooled(world: World) -> None:
+    world.submit()
+    world.add_devices("abc")
+    world.start()
+    world.run()
+    world.run_for(10)
+    for name in ABC:
+        counted = [world.counted(number)[name] for number in (1, 2)]
+        assert world.devices[name].receipts == counted
+        assert world.devices[name].refusals == []
+    assert [path for path in (world.home / "updates").rglob("*") if path.is_file()] == []
+
+
+# Who is asked, and who answers
+
+
+def test_a_device_that_sends_again_counts_once_and_gets_its_receipt_again(world: World) -> None:
+    plan = world.submit(cohort={"lease_s": 30.0})
+    first, _, last = world.add_devices("abc")
+    first.insists, last.withholds = True, True
+    world.start()
+    world.run(lambda: len(first.receipts) >= 3)
+    assert first.receipts == [first.receipts[0]] * 3
+    assert sorted(world.counted(1)) == ["device-a", "device-b"]
+    last.withholds = False
+    world.run()
+    assert_learnt_from(world, plan, ABC, ABC)
+
+
+def test_a_second_and_different_update_is_refused_and_changes_nothing(world: World) -> None:
+    plan = world.submit()
+    first, _, last = world.add_devices("abc")
+    last.withholds = True
+    world.start()
+    world.run(lambda: bool(first.receipts))
+    second = first.prepare(plan, ROUND, np.ones(plan.layout.count, np.int64))
+    first.announce(second)
+    world.run(lambda: bool(first.refusals))
+    assert first.refusals == [(second.contribution.digest, "round.duplicate")]
+    assert first.receipts == [world.counted(1)["device-a"]]
+    last.withholds = False
+    world.run()
+    assert_learnt_from(world, plan, ABC, ABC)
+
+
+WRONG: dict[str, tuple[Callable[[ScriptedDevice], None], str]] = {}
+
+
+def wrong(code: str) -> Callable[[Callable[[ScriptedDevice], None]], None]:
+    def register(script: Callable[[ScriptedDevice], None]) -> None:
+        WRONG[script.__name__] = (script, code)
+
+    return register
+
+
+@wrong("protocol")
+def one_byte_too_long(device: ScriptedDevice) -> None:
+    device.tamper = lambda frame: frame + b"x"
+
+
+@wrong("protocol")
+def one_byte_too_short(device: ScriptedDevice) -> None:
+    device.tamper = lambda frame: frame[:-1]
+
+
+@wrong("protocol.undecodable")
+def junk_of_the_right_length(device: ScriptedDevice) -> None:
+    device.tamper = lambda frame: b"\xff" * len(frame)
+
+
+@wrong("protocol.digest")
+def a_flipped_bit_in_the_payload(device: ScriptedDevice) -> None:
+    device.tamper = lambda frame: frame[:-1] + bytes([frame[-1] ^ 1])
+
+
+@wrong("protocol.wrong_key")
+def another_key(device: ScriptedDevice) -> None:
+    device.alter = lambda offer: dataclasses.replace(offer, key_id="0" * 16)
+
+
+@wrong("protocol.wrong_key")
+def another_scheme(device: ScriptedDevice) -> None:
+    device.alter = lambda offer: dataclasses.replace(offer, scheme="public-key")
+
+
+@wrong("protocol")
+def another_devices_name(device: ScriptedDevice) -> None:
+    device.alter = lambda offer: dataclasses.replace(offer, device="device-a")
+
+
+@wrong("protocol.wrong_key")
+def a_frame_of_another_round(device: ScriptedDevice) -> None:
+    # The round stands behind magic, version, kind, scheme, parameters, key and run.
+    device.tamper = lambda frame: frame[:84] + (9).to_bytes(8, "little") + frame[92:]
+
+
+@pytest.mark.parametrize("name", sorted(WRONG))
+def test_a_wrong_update_is_refused_with_its_reason_and_changes_nothing(
+    world: World, name: str
+) -> None:
+    script, code = WRONG[name]
+    plan = world.submit(training={"rounds": 1})
+    *_, bad = world.add_devices("abcd")
+    script(bad)
+    world.start()
+    assert world.run()
+    digests = {digest for digest, _ in bad.refusals}
+    assert {code for _, code in bad.refusals} == {code}
+    assert digests == {offer.contribution.digest for offer in bad.offers.values()}
+    assert bad.receipts == []
+    assert_learnt_from(world, plan, ABC)
+
+
+def test_what_is_not_the_announced_update_is_never_counted(world: World) -> None:
+    """The announced digest is right, what is handed out is not: it is fetched again, for ever."""
+    plan = world.submit(training={"rounds": 1})
+    *_, bad = world.add_devices("abcd")
+    bad.alter = lambda offer: dataclasses.replace(offer, digest=digest_of(b"something else"))
+    bad.withholds = True
+    world.start()
+    world.run()
+    assert_learnt_from(world, plan, ABC)
+
+
+@pytest.mark.parametrize("digest", ["../../../../../x", "", "A" * 64, "0" * 63])
+def test_a_digest_that_is_none_touches_no_file_and_does_not_stop_the_device(
+    world: World, digest: str
+) -> None:
+    plan = world.submit(training={"rounds": 1})
+    *_, bad = world.add_devices("abcd")
+    world.start()
+    world.run(lambda: ROUND in bad.invitations)
+    before = sorted(path.name for path in world.folder.rglob("*"))
+    offer = Contribution("device-d", digest, 1, plan.scheme, "0" * 16)
+    honest = bad.offers[RUN, ROUND].contribution
+    bad.send(dataclasses.replace(honest, digest=digest), RUN, ROUND)
+    bad.send(offer, RUN, ROUND)
+    world.run()
+    assert sorted(path.name for path in world.folder.rglob("*") if "x" in path.name) == [
+        name for name in before if "x" in name
+    ]
+    assert_learnt_from(world, plan, [*ABC, "device-d"])
+
+
+def test_a_device_that_was_not_invited_is_refused(world: World) -> None:
+    plan = world.submit(cohort={"devices": 3}, training={"rounds": 1})
+    _, _, last, stranger = world.add_devices("abcd")
+    stranger.hides = True
+    last.withholds = True
+    world.start()
+    world.run(lambda: len(world.counted(1)) == 2)
+    offer = stranger.prepare(plan, ROUND, stranger.values(plan, 1))
+    stranger.announce(offer)
+    world.run(lambda: bool(stranger.refusals))
+    assert stranger.refusals == [(offer.contribution.digest, "round.closed")]
+    last.withholds = False
+    world.run()
+    assert_learnt_from(world, plan, ABC)
+
+
+def test_a_device_that_never_joined_is_not_even_answered(world: World) -> None:
+    plan = world.submit(training={"rounds": 1})
+    world.add_devices("abc")
+    stranger = world.add_device("stranger", joins=False)
+    stranger.hides = True
+    world.start()
+    world.run(lambda: bool(world.rows))
+    stranger.announce(stranger.prepare(plan, ROUND, stranger.values(plan, 1)))
+    world.run()
+    assert (stranger.receipts, stranger.refusals, stranger.invitations) == ([], [], [])
+    assert_learnt_from(world, plan, ABC)
+
+
+def test_nobody_speaks_for_another_device(world: World) -> None:
+    """A device that joined signs with its own key; the branch of another is closed to it."""
+    plan = world.submit(training={"rounds": 1})
+    victim, _, _, bad = world.add_devices("abcd")
+    victim.silent = True
+    world.start()
+    world.run(lambda: len(world.counted(1)) == 3)
+    offer = bad.prepare(plan, ROUND, np.ones(plan.layout.count, np.int64))
+    forged = dataclasses.replace(offer.contribution, device="device-a")
+    sealed = bad.post.seal(forged, run=RUN, round_=ROUND)
+    bad.transport.publish(topics.up(DeviceId("device-a")), sealed)
+    world.run()
+    assert_learnt_from(world, plan, ["device-b", "device-c", "device-d"])
+
+
+def test_two_devices_may_send_the_same_bytes_in_clear(world: World) -> None:
+    """Equal data give equal updates; each device's own copy is counted, once each."""
+    plan = world.submit(training={"rounds": 1})
+    first, second, _ = world.add_devices("abc")
+    second.values = first.values  # type: ignore[method-assign]
+    world.start()
+    world.run()
+    assert_learnt_from(world, plan, ABC)
+    assert world.counted(1)["device-a"] == world.counted(1)["device-b"]
+
+
+def test_a_copied_ciphertext_is_refused_and_costs_nobody_the_round(
+    world: World, adders: tuple[SumWorker, SumWorker]
+) -> None:
+    plan = world.submit(protection=PUBLIC_KEY, training={"rounds": 1})
+    victim, *_ , thief = world.add_devices("abcd")
+    world.add_key_holder(adders[1])
+    thief.silent = True
+    world.start()
+    world.run(lambda: bool(victim.receipts))
+    stolen = dataclasses.replace(victim.offers[RUN, ROUND])
+    stolen.contribution = dataclasses.replace(stolen.contribution, device="device-d")
+    stolen.answered = False
+    thief.offers[RUN, ROUND] = stolen
+    thief.announce(stolen)
+    world.run(lambda: bool(thief.refusals))
+    assert thief.refusals == [(stolen.contribution.digest, "round.duplicate")]
+    world.run()
+    assert_learnt_from(world, plan, ABC)
+
+
+# Late updates
+
+
+def test_a_late_update_of_a_past_round_is_answered_by_what_became_of_it(world: World) -> None:
+    plan = world.submit(training={"rounds": 3}, cohort={"lease_s": 10.0})
+    *_, last, idle = world.add_devices("abcd")
+    last.insists = True
+    idle.withholds = True
+    world.start()
+    world.run(lambda: len(of_kind(world, AdapterApplied)) == 1)
+    world.run(lambda: len(world.counted(2)) == 3)
+    receipts = list(last.receipts)
+    last.announce(last.offers[RUN, ROUND])
+    idle.announce(idle.offers[RUN, ROUND])
+    world.run_for(1)
+    assert last.receipts[len(receipts) :].count(world.counted(1)["device-c"]) >= 1
+    assert idle.refusals[-1] == (idle.offers[RUN, ROUND].contribution.digest, "round.closed")
+    world.run()
+    assert_learnt_from(world, plan, ABC, ABC, ABC)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_after_the_run_a_late_update_is_still_answered(world: World, restarted: bool) -> None:
+    world.submit(training={"rounds": 1}, cohort={"lease_s": 10.0})
+    first, _, _, idle = world.add_devices("abcd")
+    idle.withholds = True
+    world.start()
+    world.run()
+    if restarted:
+        world.restart()
+    told = len(first.receipts)
+    world.run_for(1)
+    first.announce(first.offers[RUN, ROUND])
+    idle.announce(idle.offers[RUN, ROUND])
+    world.run_for(1)
+    assert first.receipts[told:].count(world.counted(1)["device-a"]) >= 1
+    assert idle.refusals[-1] == (idle.offers[RUN, ROUND].contribution.digest, "round.closed")
+
+
+def test_an_upload_whose_round_ends_meanwhile_harms_nobody(world: World) -> None:
+    plan = world.submit(training={"rounds": 2}, cohort={"lease_s": 10.0})
+    *_, slow = world.add_devices("abcd")
+    slow.withholds = True
+    world.start()
+    world.run(lambda: len(of_kind(world, AdapterApplied)) == 1)
+    # The answer to the first question comes now, and again and again.
+    slow.withholds = False
+    slow._serve(slow.asked[0])
+    world.run_for(1)
+    slow._serve(slow.asked[0])
+    world.run()
+    assert_learnt_from(world, plan, ABC, [*ABC, "device-d"])
+    world.run_for(10)
+    assert slow.offers[RUN, ROUND].answered
+
+
+# When a round closes
+
+
+def test_a_round_closes_at_once_when_everyone_left_has_declined(world: World) -> None:
+    plan = world.submit(training={"rounds": 1})
+    *_, unwilling = world.add_devices("abcd")
+    unwilling.declines = ("privacy.budget", "ε is spent")
+    world.start()
+    world.run()
+    assert world.time.now() < 10, "the lease of 30 s was not waited for"
+    assert of_kind(world, DeviceDeclined) == [
+        DeviceDeclined("device-d", "privacy.budget", "ε is spent")
+    ]
+    assert_learnt_from(world, plan, ABC)
+
+
+def test_declining_after_reporting_or_twice_changes_nothing(world: World) -> None:
+    from shared.wire.messages import Declined
+
+    plan = world.submit(training={"rounds": 1})
+    first, *_, last, unwilling = world.add_devices("abcd")
+    last.withholds = True
+    unwilling.declines = ("busy", "x" * 5000)
+    world.start()
+    world.run(lambda: bool(first.receipts) and bool(of_kind(world, DeviceDeclined)))
+    first.send(Declined("busy", "changed my mind"), RUN, ROUND)
+    unwilling.send(Declined("busy", "once more"), RUN, ROUND)
+    world.run_for(2)
+    (declined,) = of_kind(world, DeviceDeclined)
+    assert declined == DeviceDeclined("device-d", "busy", "x" * 500)
+    last.withholds = False
+    world.run()
+    assert_learnt_from(world, plan, ABC)
+
+
+def test_the_lease_closes_a_round_with_just_enough_devices(world: World) -> None:
+    plan = world.submit(training={"rounds": 1})
+    *_, silent = world.add_devices("abcd")
+    silent.withholds = True
+    world.start()
+    world.run()
+    (invited,) = of_kind(world, Invited)
+    assert world.time.now() - invited.at >= plan.job.cohort.lease_s
+    assert_learnt_from(world, plan, ABC)
+
+
+def test_one_device_short_of_the_minimum_nothing_is_fixed_or_opened(world: World) -> None:
+    world.submit(training={"rounds": 1})
+    *_, silent = world.add_devices("abc")
+    silent.withholds = True
+    world.start()
+    world.run()
+    assert of_kind(world, Closed) == of_kind(world, SumOpened) == []
+    (failed,) = of_kind(world, RoundFailed)
+    assert failed.code == "privacy.cohort"
+    assert "2 of the required 3" in failed.reason
+
+
+def test_progress_renews_the_lease(world: World) -> None:
+    plan = world.submit(training={"rounds": 1})
+    *_, slow = world.add_devices("abcd")
+    slow.withholds = True
+    world.start()
+    world.run(lambda: len(world.counted(1)) == 3)
+    for _ in range(8):
+        world.run_for(15)
+        slow.show("training")
+    assert of_kind(world, Closed) == []
+    slow.show("idle")
+    slow.withholds = False
+    world.run()
+    assert_learnt_from(world, plan, [*ABC, "device-d"])
+
+
+def test_nobody_holds_a_round_open_for_longer_than_its_timeout(world: World) -> None:
+    plan = world.submit(training={"rounds": 1})
+    *_, slow = world.add_devices("abcd")
+    slow.withholds = True
+    world.start()
+    while not world.over and world.time.now() < 1000:
+        world.run_for(15)
+        slow.show("training")
+    assert plan.job.cohort.round_timeout_s <= world.time.now() < 330
+    assert_learnt_from(world, plan, ABC)
+
+
+def test_a_wanted_number_closes_the_round_without_waiting_for_the_rest(world: World) -> None:
+    world.submit(training={"rounds": 2}, cohort={"devices": 3})
+    devices = world.add_devices("abcdef")
+    devices[0].withholds = True
+    devices[0].hides = False
+    world.start()
+    world.run()
+    invited = of_kind(world, Invited)
+    assert [len(row.cohort) for row in invited][0] == 3
+    assert all(len(row.devices) >= 3 for row in of_kind(world, Closed))
+
+
+def test_after_drop_outs_more_are_invited_than_are_wanted(world: World) -> None:
+    """One of four is lost in the first round: 4 / (3/4) rounds up to 6 in the second."""
+    world.submit(training={"rounds": 2}, cohort={"devices": 4})
+    devices = world.add_devices("abcdefgh")
+    world.start()
+    world.run(lambda: len(of_kind(world, Invited)) == 1)
+    lost = of_kind(world, Invited)[0].cohort[0]
+    world.devices[lost].withholds = True
+    world.run()
+    assert [len(row.cohort) for row in of_kind(world, Invited)] == [4, 6]
+    assert len(devices) == 8
+    assert [len(row.devices) for row in of_kind(world, Closed)] == [3, 4]
+
+
+def test_without_enough_devices_nobody_is_invited_and_the_wait_is_limited(world: World) -> None:
+    world.submit(training={"rounds": 1})
+    world.add_devices("ab")
+    world.start()
+    world.run()
+    assert of_kind(world, Invited) == []
+    (failed,) = of_kind(world, RoundFailed)
+    assert failed.code == "privacy.cohort"
+
+
+def test_three_failed_rounds_in_a_row_end_the_run(world: World) -> None:
+    world.submit(training={"rounds": 9})
+    for device in world.add_devices("abc"):
+        device.declines = ("busy", "not today")
+    world.start()
+    world.run()
+    assert len(of_kind(world, RoundFailed)) == conductor.MAX_FAILED_ROUNDS == 3
+    facts = world.store.milestones(RUN)["failed"].facts
+    assert facts["code"] == "privacy.cohort"
+
+
+def test_two_failed_rounds_do_not_end_the_run_and_a_good_one_starts_the_count_again(
+    world: World,
+) -> None:
+    world.submit(training={"rounds": 6})
+    devices = world.add_devices("abc")
+    failing = {1, 2, 4, 5}
+
+    def script() -> bool:
+        number = len([row for row in of_kind(world, Invited)]) + 1
+        for device in devices:
+            device.declines = ("busy", "") if number in failing else None
+        return world.over
+
+    world.start()
+    world.run(script)
+    assert "finished" in world.store.milestones(RUN)
+    assert len(of_kind(world, RoundFailed)) == 4
+    assert len(of_kind(world, AdapterApplied)) == 2
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_run_of_which_every_round_failed_has_not_finished(world: World, rounds: int) -> None:
+    world.submit(training={"rounds": rounds})
+    for device in world.add_devices("abc"):
+        device.declines = ("busy", "not today")
+    world.start()
+    world.run()
+    assert "failed" in world.store.milestones(RUN)
+
+
+# The disk, the workers and the process itself
+
+
+def crashes(world: World, number: int) -> None:
+    """End the coordinator's process right after its ``number``-th commit (from 1)."""
+    world.crash_at = lambda _: len(world.committed) == number
+
+
+class CrashesBefore(Store):
+    """Ends the process just before a commit: files are there, the row is not."""
+
+    number = 0
+    seen = 0
+
+    def commit(
+        self, run: RunId, number: RoundNumber, transition: Transition, *, now: float
+    ) -> None:
+        type(self).seen += 1
+        if type(self).seen == type(self).number:
+            from tests.support.coordination import Crash
+
+            raise Crash("before a commit")
+        super().commit(run, number, transition, now=now)
+
+
+def finished_world(make_world: Callable[[], World], *, holder: SumWorker | None) -> World:
+    world = make_world()
+    world.submit(protection=PUBLIC_KEY if holder else {})
+    world.add_devices("abc")
+    if holder is not None:
+        world.add_key_holder(holder)
+    return world
+
+
+COMMITS = 20
+"""Two rounds of nine transitions with three devices, and two milestones."""
+
+
+def test_the_number_of_commits_is_known(make_world: Callable[[], World]) -> None:
+    world = finished_world(make_world, holder=None)
+    world.start()
+    world.run()
+    assert len(world.committed) == COMMITS
+
+
+@pytest.mark.parametrize("number", range(1, COMMITS + 1))
+@pytest.mark.parametrize("scheme", ["clear", "public-key"])
+def test_a_restart_after_any_commit_ends_with_the_same_adapter(
+    make_world: Callable[[], World],
+    adders: tuple[SumWorker, SumWorker],
+    scheme: str,
+    number: int,
+) -> None:
+    world = finished_world(make_world, holder=adders[1] if scheme == "public-key" else None)
+    crashes(world, number)
+    world.start()
+    assert world.run()
+    if number == COMMITS:
+        world.run_for(1)  # the last commit ends the run, and with it the process
+    assert world.restarts == 1
+    plan = RunPlan.model_validate_json(world.store.run(RUN).plan)
+    assert_learnt_from(world, plan, ABC, ABC)
+    assert len(world.rows) == COMMITS - 2, "nothing happened twice"
+    assert world.adapter().digest == world.expected_adapter(plan, [ABC, ABC]).digest
+
+
+@pytest.mark.parametrize("number", range(1, COMMITS - 1))
+def test_a_restart_before_any_transition_ends_with_the_same_adapter(
+    make_world: Callable[[], World], number: int
+) -> None:
+    world = make_world()
+
+    class Once(CrashesBefore):
+        pass
+
+    Once.number = number
+    world.make_store = Once
+    world.store = world._open_store()
+    plan = world.submit()
+    world.add_devices("abc")
+    world.start()
+    assert world.run()
+    assert world.restarts == 1
+    assert_learnt_from(world, plan, ABC, ABC)
+    assert len(world.rows) == COMMITS - 2
+
+
+def test_restarts_all_the_time_cost_nothing_but_time(make_world: Callable[[], World]) -> None:
+    world = finished_world(make_world, holder=None)
+    world.crash_at = lambda _: True
+    world.start()
+    assert world.run()
+    assert world.restarts >= COMMITS - 1
+    plan = RunPlan.model_validate_json(world.store.run(RUN).plan)
+    assert_learnt_from(world, plan, ABC, ABC)
+
+
+def test_a_receipt_is_sent_only_after_file_and_row_are_there(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.submit(training={"rounds": 1})
+    world.add_devices("abc")
+    world.start()
+    seal, seen = Post.seal, []
+
+    def spy(post: Post, message: Message, **where: Any) -> bytes:
+        if isinstance(message, Receipt):
+            rows = {row.digest: row.device for row in of_kind(world, UpdateStored)}
+            device = rows[message.digest]
+            path = world.store.update_file(
+                RUN, ROUND, DeviceId(device), Digest(message.digest)
+            )
+            assert digest_of(path.read_bytes()) == message.digest
+            seen.append(device)
+        return seal(post, message, **where)
+
+    monkeypatch.setattr(Post, "seal", spy)
+    world.run(lambda: len(seen) == 3)
+    assert sorted(seen) == ABC
+
+
+class Refusing(Store):
+    """A store whose disk is full for a while."""
+
+    refuses: Callable[[object], bool] = staticmethod(lambda _: False)
+    refused = 0
+
+    def commit(
+        self, run: RunId, number: RoundNumber, transition: Transition, *, now: float
+    ) -> None:
+        self._check(transition)
+        super().commit(run, number, transition, now=now)
+
+    def add_milestone(self, run: RunId, kind: str, facts: dict[str, Any], *, now: float) -> None:
+        self._check(kind)
+        super().add_milestone(run, kind, facts, now=now)
+
+    def _check(self, what: object) -> None:
+        if type(self).refuses(what):
+            type(self).refused += 1
+            raise StorageError("the disk is full")
+
+
+@pytest.fixture
+def refusing(world: World) -> Iterator[type[Refusing]]:
+    """The class of the world's store; set its ``refuses``."""
+
+    class Mine(Refusing):
+        pass
+
+    world.make_store = Mine
+    world.store = world._open_store()
+    return iter([Mine])  # type: ignore[return-value]
+
+
+KINDS = [
+    *("Planned", "KeyAnnounced", "Invited", "UpdateStored", "Closed", "SumOpened"),
+    *("AdapterApplied", "started", "finished"),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_disk_is_waited_out_and_nothing_is_lost_or_counted_twice(
+    world: World, kind: str
+) -> None:
+    class Full(Refusing):
+        pass
+
+    left = 3
+
+    def refuses(what: object) -> bool:
+        nonlocal left
+        if left and kind in (what, type(what).__name__):
+            left -= 1
+            return True
+        return False
+
+    Full.refuses = staticmethod(refuses)
+    world.make_store = Full
+    world.store = world._open_store()
+    plan = world.submit(training={"rounds": 1})
+    devices = world.add_devices("abc")
+    world.start()
+    assert world.run()
+    assert Full.refused == 3
+    assert_learnt_from(world, plan, ABC)
+    assert all(device.refusals == [] for device in devices)
+
+
+def test_a_sum_worker_that_dies_costs_nothing(
+    make_world: Callable[[], World], adders: tuple[SumWorker, SumWorker]
+) -> None:
+    world = finished_world(make_world, holder=adders[1])
+    deaths = 0
+
+    def kill(what: object) -> bool:
+        nonlocal deaths
+        pid = adders[0].pid
+        if isinstance(what, (UpdateStored, Closed)) and pid is not None:
+            deaths += 1
+            os.kill(pid, signal.SIGKILL)
+        return False
+
+    world.crash_at = kill
+    world.start()
+    assert world.run()
+    assert deaths == 8
+    plan = RunPlan.model_validate_json(world.store.run(RUN).plan)
+    assert_learnt_from(world, plan, ABC, ABC)
+
+
+# Who may have which blob
+
+
+class Thief:
+    """Asks for blobs in a device's or the key holder's name, and keeps what comes."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def gets(self, device: ScriptedDevice, digest: str) -> bool:
+        device.blobs.pop(digest, None)
+        device.send(BlobRequest(digest, 0, 2_000_000))
+        self.world.run_for(0.5)
+        return digest in device.blobs
+
+
+def test_a_device_gets_the_adapter_and_nobody_elses_update(world: World) -> None:
+    world.submit(training={"rounds": 1})
+    first, second, last = world.add_devices("abc")
+    last.withholds = True
+    world.start()
+    thief = Thief(world)
+    world.run(lambda: len(world.counted(1)) == 2)
+    plan = RunPlan.model_validate_json(world.store.run(RUN).plan)
+    adapter = world.store.milestones(RUN)["started"].facts["adapter"]
+    assert thief.gets(second, adapter)
+    assert not thief.gets(second, world.counted(1)["device-a"])
+    assert not thief.gets(first, world.counted(1)["device-a"]), "not even its own"
+    assert not thief.gets(second, world.store.run(RUN).probe)
+    assert not thief.gets(second, digest_of(b"nothing"))
+    assert not thief.gets(second, "../identity.key")
+    assert plan.job.training.rounds == 1
+
+
+class FalseHolder(ScriptedDevice):
+    """Whoever has the key holder's key, without its good will."""
+
+
+def false_holder(world: World) -> FalseHolder:
+    folder = world.folder / "false-holder"
+    folder.mkdir()
+    from sim.virtual_time import drive
+
+    device = FalseHolder(
+        DeviceId(topics.KEY_HOLDER),
+        world.network.attach(topics.KEY_HOLDER),
+        Post(world.holder_identity, folder),
+        world.time.now,
+        world.identity.public,
+        world.holder_identity.public,
+        folder,
+        hides=True,
+    )
+    drive(device, device.transport, world.time)
+    return device
+
+
+def announce_key(holder: FalseHolder, plan: RunPlan, **changes: Any) -> bytes:
+    """Announce a fresh key pair for the first round; returns its secret half."""
+    from shared.crypto.sum_cipher import key_id_of, opener_for
+
+    from tests.support.coordination import Offer
+
+    pair = opener_for(plan.scheme, plan.layout).new_key_pair()
+    layout = plan.layout
+    fields: dict[str, Any] = {
+        "scheme": plan.scheme,
+        "count": layout.count,
+        "bits": layout.bits,
+        "max_devices": layout.max_devices,
+        "min_devices": 3,
+        "key_id": key_id_of(pair.public),
+        "digest": digest_of(pair.public),
+        "size": len(pair.public),
+    }
+    message = KeyAnnouncement(**fields | changes)
+    blob = Contribution("", digest_of(pair.public), len(pair.public), plan.scheme, "")
+    holder.offers[RunId("blobs"), ROUND] = Offer(blob, pair.public, RUN, ROUND, answered=True)
+    holder.send(message, RUN, ROUND)
+    return pair.secret
+
+
+def test_the_key_holder_gets_updates_only_after_the_set_was_fixed(world: World) -> None:
+    plan = world.submit(protection=PUBLIC_KEY, training={"rounds": 1})
+    first, _, last = world.add_devices("abc")
+    last.withholds = True
+    holder = false_holder(world)
+    thief = Thief(world)
+    world.start()
+    world.run(lambda: bool(world.rows))
+    announce_key(holder, plan)
+    world.run(lambda: len(world.counted(1)) == 2)
+    updates = world.counted(1)
+    assert not thief.gets(holder, updates["device-a"])
+    last.withholds = False
+    world.run(lambda: bool(of_kind(world, Closed)))
+    assert thief.gets(holder, updates["device-a"])
+    assert not thief.gets(first, updates["device-b"])
+    holder.send(OpeningRefused("privacy", "no"), RUN, ROUND)
+    world.run()
+    assert not thief.gets(holder, updates["device-a"])
+
+
+def test_a_key_for_another_layout_fails_the_round_before_anyone_is_asked(world: World) -> None:
+    plan = world.submit(protection=PUBLIC_KEY, training={"rounds": 1})
+    world.add_devices("abc")
+    holder = false_holder(world)
+    world.start()
+    world.run(lambda: bool(world.rows))
+    announce_key(holder, plan, max_devices=plan.layout.max_devices + 1)
+    world.run()
+    assert of_kind(world, Invited) == []
+    assert [failed.code for failed in of_kind(world, RoundFailed)] == ["protocol.wrong_key"]
+
+
+@pytest.mark.parametrize("size", [0, 7, 8])
+@pytest.mark.parametrize("devices", [2, 3])
+def test_an_opened_sum_that_cannot_be_one_fails_the_round(
+    world: World, size: int, devices: int
+) -> None:
+    from tests.support.coordination import Offer
+
+    plan = world.submit(protection=PUBLIC_KEY, training={"rounds": 1})
+    world.add_devices("abc")
+    holder = false_holder(world)
+    world.start()
+    world.run(lambda: bool(world.rows))
+    announce_key(holder, plan)
+    world.run(lambda: bool(of_kind(world, Closed)))
+    data = bytes(size)
+    blob = Contribution("", digest_of(data), size, plan.scheme, "")
+    holder.offers[RunId("sum"), ROUND] = Offer(blob, data, RUN, ROUND, answered=True)
+    holder.send(Opened(digest_of(data), size, devices), RUN, ROUND)
+    world.run()
+    (failed,) = of_kind(world, RoundFailed)
+    assert failed.code.startswith("protocol")
+    assert of_kind(world, SumOpened) == []
+
+
+def test_a_device_cannot_speak_as_the_key_holder(world: World) -> None:
+    plan = world.submit(training={"rounds": 1})
+    bad, *_ = world.add_devices("abc")
+    world.start()
+    world.run(lambda: bool(bad.invitations))
+    bad.send(OpeningRefused("privacy", "no"), RUN, ROUND)
+    bad.send(Opened(digest_of(b""), 0, 3), RUN, ROUND)
+    world.run()
+    assert_learnt_from(world, plan, ABC)
+
+
+def test_downloads_of_devices_and_blobs_do_not_meet(tmp_path: Path) -> None:
+    """A control for the copied update above: one digest from two peers is two downloads."""
+    sent: list[str] = []
+    downloads = Downloads(lambda peer, _: sent.append(peer))
+    for peer in "ab":
+        downloads.fetch(
+            digest_of(b"x"),
+            1,
+            tmp_path / peer,
+            peer=peer,
+            now=0.0,
+            finished=lambda path: None,
+            failed=lambda err: None,
+        )
+    assert sent == ["a", "b"]
+
+
+# An adapter that is not good enough
+
+
+def test_an_adapter_that_makes_things_worse_is_not_taken(world: World) -> None:
+    plan = world.submit(training={"rounds": 1}, server={"learning_rate": 400.0})
+    world.add_devices("abc")
+    world.start()
+    world.run()
+    (applied,) = of_kind(world, AdapterApplied)
+    assert not applied.accepted
+    assert "probe loss would rise" in applied.reason
+    assert applied.adapter == world.store.milestones(RUN)["started"].facts["adapter"]
+    assert plan.job.server.learning_rate == 400.0
+
+
+def test_an_adapter_beyond_floating_point_is_not_taken(world: World) -> None:
+    world.submit(
+        training={"rounds": 1}, server={"rule": "fedadam", "learning_rate": 1e300}
+    )
+    world.add_devices("abc")
+    world.start()
+    world.run()
+    (applied,) = of_kind(world, AdapterApplied)
+    assert not applied.accepted
+
+
+def test_fedadam_goes_on_with_its_moments_after_a_restart(
+    make_world: Callable[[], World],
+) -> None:
+    digests = []
+    for crash_after in (None, AdapterApplied):
+        world = make_world()
+        world.submit(training={"rounds": 3}, server={"rule": "fedadam", "learning_rate": 0.01})
+        world.add_devices("abc")
+        if crash_after is not None:
+            world.crash_at = lambda what: isinstance(what, AdapterApplied)
+        world.start()
+        world.run()
+        digests.append(world.adapter().digest)
+        assert world.restarts == (3 if crash_after else 0)
+    assert digests[0] == digests[1]

@@ -1,0 +1,176 @@
+"""A plan follows from its job: noise from ε, ranges from noise, facts from what will be released."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.config import read, read_json
+from shared.crypto.sum_cipher import Scheme
+from shared.errors import ConfigError
+from shared.job import COUNT_NOISE, Job, RunPlan, plan_run
+from shared.privacy.accountant import NonPrivate, SampledGaussian, epsilon
+from shared.types import RunId
+from shared.wire import topics
+
+LABELS = ("refund", "delivery", "password")
+
+
+def plan_of(job: Job, *, features: int = 8) -> RunPlan:
+    return plan_run(
+        job, run=RunId(job.name), labels=LABELS, features=features, seed=7, simulation=False
+    )
+
+
+def job_of(**tables: dict[str, Any]) -> Job:
+    return read(Job, tables, source="test")
+
+
+@pytest.mark.parametrize("wanted", [0.5, 1.0, 8.0])
+@pytest.mark.parametrize(("rounds", "local_steps", "sample_rate"), [(1, 1, 1.0), (20, 3, 0.1)])
+def test_a_device_in_every_round_spends_no_more_than_the_jobs_epsilon(
+    wanted: float, rounds: int, local_steps: int, sample_rate: float
+) -> None:
+    plan = plan_of(
+        job_of(
+            privacy={"epsilon": wanted, "delta": 1e-5},
+            training={"rounds": rounds, "local_steps": local_steps, "sample_rate": sample_rate},
+        )
+    )
+    spent = epsilon(plan.run_facts(), delta=1e-5)
+    assert 0.98 * wanted < spent <= wanted
+    (count,) = plan.count_facts()
+    assert count == SampledGaussian(COUNT_NOISE, 1.0, 1)
+    assert plan.round_facts() == (SampledGaussian(plan.noise_multiplier, sample_rate, local_steps),)
+    assert len(plan.run_facts()) == rounds + 1
+
+
+def test_without_noise_every_round_says_so_and_costs_everything() -> None:
+    plan = plan_of(job_of(privacy={"noise": "none"}))
+    assert plan.noise_multiplier == 0
+    assert plan.count_facts() == ()
+    assert all(isinstance(fact, NonPrivate) for fact in plan.run_facts())
+    assert math.isinf(epsilon(plan.run_facts(), delta=1e-5))
+
+
+def test_an_epsilon_that_no_noise_reaches_is_refused() -> None:
+    job = Job().model_copy(
+        update={"privacy": Job().privacy.model_copy(update={"epsilon": 1e-3, "delta": 1e-12})}
+    )
+    with pytest.raises(ConfigError, match="cannot be met by any noise"):
+        plan_of(job)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    wanted=st.floats(0.6, 20),
+    rate=st.floats(0.01, 1),
+    clip=st.floats(0.1, 10),
+    speed=st.floats(0.01, 100),
+    steps=st.integers(1, 20),
+)
+def test_the_noise_fits_its_range_by_six_deviations(
+    wanted: float, rate: float, clip: float, speed: float, steps: int
+) -> None:
+    """Of the noise on a weighted update, worked out here step by step."""
+    job = job_of(
+        privacy={"epsilon": wanted},
+        training={
+            "sample_rate": rate,
+            "clip_norm": clip,
+            "learning_rate": speed,
+            "local_steps": steps,
+            "rounds": 2,
+        },
+    )
+    plan = plan_of(job)
+    one_step = speed * plan.noise_multiplier * clip / (rate * job.training.examples_cap)
+    deviation = math.sqrt(sum(one_step**2 for _ in range(steps)))
+    assert plan.value_range >= 6 * deviation
+    assert plan.value_range == pytest.approx(6 * deviation + speed * clip * steps / 8)
+    whole_noise = deviation * math.sqrt(plan.parameters)
+    assert plan.update_norm == pytest.approx(2 * (whole_noise + speed * clip * steps))
+
+
+def test_the_packed_vector_is_weights_bias_and_one_weight_more() -> None:
+    plan = plan_of(job_of(protection={"bits": 16, "max_devices": 20}), features=11)
+    assert plan.parameters == 3 * 11 + 3
+    assert (plan.layout.count, plan.layout.bits, plan.layout.max_devices) == (37, 16, 20)
+    assert plan.update_quantiser.value_range == plan.value_range
+    assert plan.weight_quantiser.value_range == 1.0
+    assert plan.update_quantiser.bits == plan.weight_quantiser.bits == 16
+    assert plan.scheme is Scheme.PUBLIC_KEY
+
+
+def test_a_plan_survives_the_wire() -> None:
+    plan = plan_of(Job())
+    assert read_json(RunPlan, plan.model_dump_json(), source="wire") == plan
+
+
+@pytest.mark.parametrize("name", ["a", "my-run-2", "0", "a" * 41, "a--b"])
+def test_a_runs_name_is_one_for_topics_and_folders(name: str) -> None:
+    assert read(Job, {"name": name}, source="test").name == name
+    assert topics.is_name(name)
+
+
+@pytest.mark.parametrize("name", ["", "a" * 42, "-a", "run-", "A", "a/b", "a.b", "..", "a\n", "ä"])
+def test_another_name_is_refused_before_a_round_of_it_is_lost(name: str) -> None:
+    """The key holder would refuse 'run-' when the first key is asked for."""
+    with pytest.raises(ConfigError, match="name"):
+        read(Job, {"name": name}, source="test")
+
+
+@given(st.text(alphabet="ab0-_/.", max_size=60))
+def test_the_grammar_of_plans_is_the_grammar_of_topics(name: str) -> None:
+    values = plan_of(JOB).model_dump() | {"run": name, "job": JOB}
+    try:
+        read(RunPlan, values, source="test")
+    except ConfigError:
+        assert not topics.is_name(name)
+    else:
+        assert topics.is_name(name)
+
+
+JOB = job_of(privacy={"noise": "none"})
+
+
+@pytest.mark.parametrize(
+    ("tables", "problem"),
+    [
+        ({"protection": {"min_devices": 9, "max_devices": 8}}, "protection.min_devices: 9"),
+        ({"cohort": {"devices": 15}}, "cohort.devices: 15 is fewer"),
+        ({"cohort": {"devices": 257}}, "cohort.devices: 257 is more"),
+        ({"privacy": {"epsilon": 0.49}}, "privacy.epsilon: 0.49"),
+        ({"protection": {"min_devices": 1}}, "protection.min_devices: must be"),
+        ({"protection": {"max_devices": 257}}, "protection.max_devices: must be"),
+        ({"protection": {"scheme": "ckks"}}, "protection.scheme: must be"),
+        ({"privacy": {"delta": 1.0}}, "privacy.delta: must be"),
+        ({"training": {"sample_rate": 0.0}}, "training.sample_rate: must be"),
+    ],
+)
+def test_one_past_the_bound_is_refused_with_its_reason(
+    tables: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        job_of(**tables)
+    assert any(found.startswith(problem) for found in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"protection": {"min_devices": 8, "max_devices": 8}},
+        {"cohort": {"devices": 16}},
+        {"cohort": {"devices": 256}},
+        {"cohort": {"devices": 0}},
+        {"privacy": {"epsilon": 0.5}},
+        {"privacy": {"epsilon": 0.1, "noise": "none"}},
+        {"protection": {"min_devices": 2}},
+    ],
+)
+def test_on_the_bound_is_allowed(tables: dict[str, Any]) -> None:
+    job_of(**tables)
