@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from coordinator.broker.embedded import EmbeddedBroker
+    from tests.support.stories import Watched
 
 # Before anything imports a library that reads them.
 os.environ.update(
@@ -62,3 +63,20 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]
 
     with running_mosquitto(tmp_path_factory.mktemp("broker")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def simulated_twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """Two reports of the small story over the memory transport. Mark tests ``model``."""
+    from tests.support.stories import simulate_small_story
+
+    return simulate_small_story(tmp_path_factory), simulate_small_story(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """The small story with real processes, once for all tests. Mark them ``processes``."""
+    from tests.support.stories import watch
+
+    with watch(tmp_path_factory.mktemp("watched")) as seen:
+        yield seen

@@ -289,18 +289,20 @@ def test_a_copied_ciphertext_is_refused_and_costs_nobody_the_round(
     world: World, adders: tuple[SumWorker, SumWorker]
 ) -> None:
     plan = world.submit(protection=PUBLIC_KEY, training={"rounds": 1})
-    victim, *_ , thief = world.add_devices("abcd")
+    victim, _, last, thief = world.add_devices("abcd")
     world.add_key_holder(adders[1])
-    thief.silent = True
+    thief.withholds = last.withholds = True
     world.start()
     world.run(lambda: bool(victim.receipts))
     stolen = dataclasses.replace(victim.offers[RUN, ROUND])
     stolen.contribution = dataclasses.replace(stolen.contribution, device="device-d")
     stolen.answered = False
     thief.offers[RUN, ROUND] = stolen
+    thief.withholds = False
     thief.announce(stolen)
     world.run(lambda: bool(thief.refusals))
     assert thief.refusals == [(stolen.contribution.digest, "round.duplicate")]
+    last.withholds = False
     world.run()
     assert_learnt_from(world, plan, ABC)
 
@@ -501,14 +503,15 @@ def test_two_failed_rounds_do_not_end_the_run_and_a_good_one_starts_the_count_ag
     devices = world.add_devices("abc")
     failing = {1, 2, 4, 5}
 
-    def script() -> bool:
-        number = len([row for row in of_kind(world, Invited)]) + 1
+    def script(what: object) -> bool:
+        number = len(of_kind(world, Invited))
         for device in devices:
             device.declines = ("busy", "") if number in failing else None
-        return world.over
+        return False
 
+    world.crash_at = script
     world.start()
-    world.run(script)
+    world.run()
     assert "finished" in world.store.milestones(RUN)
     assert len(of_kind(world, RoundFailed)) == 4
     assert len(of_kind(world, AdapterApplied)) == 2
@@ -665,18 +668,6 @@ class Refusing(Store):
         if type(self).refuses(what):
             type(self).refused += 1
             raise StorageError("the disk is full")
-
-
-@pytest.fixture
-def refusing(world: World) -> Iterator[type[Refusing]]:
-    """The class of the world's store; set its ``refuses``."""
-
-    class Mine(Refusing):
-        pass
-
-    world.make_store = Mine
-    world.store = world._open_store()
-    return iter([Mine])  # type: ignore[return-value]
 
 
 KINDS = [

@@ -131,7 +131,7 @@ def test_a_rule_of_an_inner_table_says_where_it_is() -> None:
 
 def test_a_table_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Outer().name = "other"  # type: ignore[misc]  this is the point
+        setattr(Outer(), "name", "other")  # noqa: B010  a type checker would refuse it too
 
 
 def test_reading_does_not_change_what_was_read() -> None:

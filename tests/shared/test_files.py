@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import files
 from shared.errors import StorageError
 from shared.files import (
     append_durably,
@@ -140,7 +139,7 @@ def test_a_write_that_the_disk_refuses_leaves_nothing(
 
         return Full()
 
-    monkeypatch.setattr(files.os, "fdopen", full)
+    monkeypatch.setattr(os, "fdopen", full)
     with pytest.raises(StorageError):
         write_durably(tmp_path / "note", b"x" * 1000)
     assert list(tmp_path.iterdir()) == []

@@ -89,7 +89,7 @@ def test_a_foreign_error_is_a_failed_worker_and_says_what_it_was(
     child: Child, call: Callable[[Child], Any]
 ) -> None:
     child.call("count")
-    with pytest.raises(ChildDied, match="KeyError|TypeError"):
+    with pytest.raises(ChildDied, match=r"KeyError|TypeError"):
         call(child)
     assert child.call("count") == 2
 
@@ -111,21 +111,21 @@ def test_an_answer_that_cannot_be_sent_is_a_death(child: Child) -> None:
 
 def test_a_question_that_cannot_be_sent_costs_nothing(child: Child) -> None:
     child.call("count")
-    with pytest.raises(Exception, match="serialize"):
+    with pytest.raises(Exception, match="cannot encode"):
         child.call("echo", value=object())
     assert child.call("count") == 2
 
 
 def test_a_death_between_two_calls_goes_unnoticed_and_leaks_nothing(child: Child) -> None:
     child.call("count")
-    open_files = len(os.listdir("/proc/self/fd"))
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         pid = child.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         assert eventually(lambda pid=pid: not alive(pid))  # type: ignore[misc]
         assert child.call("count") == 1
-    assert len(os.listdir("/proc/self/fd")) == open_files
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_files
 
 
 def test_memory_is_bounded_and_running_out_is_survived() -> None:

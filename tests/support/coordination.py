@@ -28,6 +28,7 @@ from shared.config import read, read_json
 from shared.crypto.identity import Identity
 from shared.crypto.sum_cipher import Scheme, SumContext, cipher_for, key_id_of
 from shared.data_files import Example
+from shared.errors import LlmOsError
 from shared.files import digest_of
 from shared.job import Job, RunPlan
 from shared.key_holder.approvals import Approvals
@@ -113,11 +114,15 @@ class Crash(BaseException):
 
 
 class Mortal:
-    """An actor with its bench, dead as soon as its process is."""
+    """An actor with its bench, dead as soon as its process is.
+
+    As ``ActorLoop`` does, it takes a failure of ours for an event and not for the end.
+    """
 
     def __init__(self, bench: Workbench) -> None:
         self.alive = True
         self.actor: Actor
+        self.failures: list[LlmOsError] = []
         self._bench = bench
 
     @property
@@ -126,10 +131,11 @@ class Mortal:
 
     def receive(self, topic: str, payload: bytes) -> None:
         if self.alive:
-            self.actor.receive(topic, payload)
+            self._carefully(lambda: self.actor.receive(topic, payload))
 
     def tick(self) -> float:
-        return self.actor.tick() if self.alive else 1e9
+        wanted = self._carefully(self.actor.tick) if self.alive else 1e9
+        return 1.0 if wanted is None else wanted
 
     def close(self) -> None:
         self.actor.close()
@@ -138,7 +144,16 @@ class Mortal:
         return self._bench.now()
 
     def work(self, task: Callable[[], ResultT], done: Callable[[Future[ResultT]], None]) -> None:
-        self._bench.work(task, lambda result: done(result) if self.alive else None)
+        self._bench.work(
+            task, lambda result: self._carefully(lambda: done(result)) if self.alive else None
+        )
+
+    def _carefully(self, step: Callable[[], ResultT]) -> ResultT | None:
+        try:
+            return step()
+        except LlmOsError as err:
+            self.failures.append(err)
+            return None
 
 
 @dataclass

@@ -7,7 +7,7 @@ offers any blob and any manifest, and repeats its question until it is answered.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -114,15 +114,16 @@ class Town:
         *,
         signer: Identity | None = None,
         round_: RoundNumber = ROUND,
-        **changes: str,
+        digest: str | None = None,
+        key_id: str | None = None,
     ) -> Update:
-        """A device's update for a round; ``changes`` go into the record before it is signed."""
+        """A device's update for a round; ``digest`` and ``key_id`` make its record lie."""
         frame = cipher_for(Scheme.PUBLIC_KEY, LAYOUT).encrypt(
             device.values,
             public_key=public_key,
             context=SumContext(RUN, round_, announcement.key_id),
         )
-        return self.signed(device, announcement, frame, signer=signer, round_=round_, **changes)
+        return self.signed(device, announcement, frame, signer=signer, round_=round_, digest=digest, key_id=key_id)
 
     def signed(
         self,
@@ -132,19 +133,19 @@ class Town:
         *,
         signer: Identity | None = None,
         round_: RoundNumber = ROUND,
-        **changes: str,
+        digest: str | None = None,
+        key_id: str | None = None,
     ) -> Update:
         """``frame`` with a record that offers it."""
         self.keep(frame)
         message = Contribution(
             device=device.name,
-            digest=digest_of(frame),
+            digest=digest_of(frame) if digest is None else digest,
             size=len(frame),
             scheme=announcement.scheme,
-            key_id=announcement.key_id,
+            key_id=announcement.key_id if key_id is None else key_id,
         )
-        changed = replace(message, **changes)  # type: ignore[arg-type]  all of them are text
-        record = seal(signer or device.identity, 1, changed, run=RUN, round_=round_)
+        record = seal(signer or device.identity, 1, message, run=RUN, round_=round_)
         return Update(frame, record)
 
     def total(self, updates: Iterable[Update], announcement: KeyAnnouncement) -> bytes:

@@ -76,7 +76,9 @@ def memory_of(pid: int) -> Iterator[bytes]:
     with (_PROC / str(pid) / "mem").open("rb", buffering=0) as memory:
         for line in (_PROC / str(pid) / "maps").read_text().splitlines():
             span, rights, *_ = line.split()
-            if not rights.startswith("r") or line.endswith(("[vvar]", "[vsyscall]", "[vvar_vclock]")):
+            if not rights.startswith("r") or line.endswith(
+                ("[vvar]", "[vsyscall]", "[vvar_vclock]")
+            ):
                 continue
             start, end = (int(part, 16) for part in span.split("-"))
             for position in range(start, end, _BLOCK):

@@ -7,28 +7,41 @@ round stays open until a test lets go. Nothing is left to luck.
 
 from __future__ import annotations
 
+import importlib
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pytest
 
-from coordinator.federation.rounds import AdapterApplied, SumOpened, UpdateStored
+from coordinator.federation.rounds import AdapterApplied, Planned, SumOpened, UpdateStored
 from coordinator.store.store import Store
 from shared.config import read_json
 from shared.job import RunPlan
+from shared.transport.mqtt import MqttTransport
 from shared.types import DeviceId, Digest, RunId
-from sim.fleet_processes import FleetProcesses
+from sim.fleet_processes import COORDINATOR, KEY_HOLDER, FleetProcesses
 from sim.population import Population
 from sim.scenario import Scenario
-from tests.support.brokers import eventually, mosquitto_or_skip
-from tests.support.proc import Process, child_running, freeze, thaw
-from tests.support.small_fleet import SEED, small_population
+from sim.simulation import simulate
+from tests.support.brokers import mosquitto_or_skip
+from tests.support.proc import Process, child_running, descendants, freeze, holds_any, thaw
+from tests.support.small_fleet import SEED, small_population, small_scenario
 
 PATIENCE_S: Final = 90.0
 """For what takes seconds on an idle machine."""
+
+ROUNDS: Final = 9
+"""Of the watched run; the disturbed one has as many, one for each thing that can go wrong."""
+
+STREAM_AT: Final = 64
+"""Where the compressed numbers begin in a secret key's file: behind our header and SEAL's."""
+
+AnswerT = TypeVar("AnswerT")
 
 TRAINING: Final = "edge_agent.training.child"
 
@@ -49,6 +62,7 @@ class Story:
         self.devices: list[DeviceId] = list(population.devices)
         self.run = RunId("")
         self._held: tuple[DeviceId, Process] | None = None
+        """A device, and its training process, which stands still."""
 
     def submit(self, scenario: Scenario) -> RunId:
         """Submit a run; it begins when earlier ones are over."""
@@ -60,30 +74,41 @@ class Story:
         """The run as the coordinator shows it."""
         return dict(self.fleet.client.get(f"/api/v1/runs/{self.run}"))
 
-    def hold(self, device: DeviceId) -> int:
-        """Stop a device's training, and let go of the device that was held; gives the round.
+    def held(self) -> tuple[int, DeviceId]:
+        """The round in whose middle the run is held, and the device that it lacks."""
+        if self._held is None:
+            self._hold(self.devices[0])
+        assert self._held is not None
+        device, _ = self._held
+        return self._until_only_missing(device), device
 
-        Returns when the round is open and all other devices have reported.
-        """
+    def move_on(self) -> int:
+        """Let the round complete and hold the run in the next, which the next device lacks."""
+        _, before = self._held or (None, None)
+        turn = self.devices.index(self._held[0]) + 1 if self._held else 0
+        self._hold(self.devices[turn % len(self.devices)])
+        if before is not None and before.alive:
+            thaw(before.pid)
+        return self.held()[0]
+
+    def _hold(self, device: DeviceId) -> None:
         child = wait_for(
             lambda: child_running(self.fleet.pid(device), TRAINING), f"{device} to train"
         )
         freeze(child.pid)
-        before, self._held = self._held, (device, child)
-        if before is not None and before[1].alive:
-            thaw(before[1].pid)
-        waiting = len(self.devices) - 1
+        self._held = (device, child)
 
-        def round_in_the_middle() -> int | None:
-            view = self.view()
-            assert view["state"] in ("preparing", "running"), view
-            last = view["rounds"][-1] if view["rounds"] else {"state": "", "reported": 0}
-            is_held = (last["state"], last["reported"]) == ("open", waiting)
-            # The device that is let go may still be in an earlier round, which lacks it alone.
-            lacks = is_held and device not in self.reported(last["round"])
-            return int(last["round"]) if lacks else None
+    def _until_only_missing(self, device: DeviceId) -> int:
+        others = set(self.devices) - {device}
 
-        return wait_for(round_in_the_middle, f"a round that lacks {device}")
+        def number() -> int | None:
+            rounds = self.view()["rounds"]
+            if not rounds or rounds[-1]["state"] != "open":
+                return None
+            last = int(rounds[-1]["round"])
+            return last if set(self.reported(last)) == others else None
+
+        return wait_for(number, f"a round that lacks {device} alone")
 
     def let_go(self) -> None:
         """Let the held device go on."""
@@ -126,6 +151,12 @@ class Story:
         """What each round so far has come to."""
         return {at: row.adapter for at, row in self.rows() if isinstance(row, AdapterApplied)}
 
+    def first_adapter(self) -> bytes:
+        """What the first round started from."""
+        digest = next(row.adapter for _, row in self.rows() if isinstance(row, Planned))
+        with self.store() as store:
+            return store.blob(digest).read_bytes()
+
     def sums(self) -> dict[int, bytes]:
         """The opened sum of each round so far."""
         with self.store() as store:
@@ -157,10 +188,119 @@ def told(folder: Path, scenario: Scenario) -> Iterator[Story]:
             story.let_go()
 
 
-def wait_for[T](question: Callable[[], T | None], what: str) -> T:
+def wait_for(question: Callable[[], AnswerT | None], what: str) -> AnswerT:
     """The first answer that is not None."""
     deadline = time.monotonic() + PATIENCE_S
     while (answer := question()) is None:
         assert time.monotonic() < deadline, f"waited {PATIENCE_S:.0f} s for {what}"
         time.sleep(0.02)
     return answer
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What was seen of two undisturbed runs of one fleet: the second adds updates in clear."""
+
+    population: Population
+    folder: Path
+    """Homes of all processes, which have ended."""
+    plan: RunPlan
+    view: dict[str, Any]
+    adapters: dict[int, Digest]
+    sums: dict[int, bytes]
+    first_adapter: bytes
+    traffic: bytes
+    """Every payload on the broker, one behind the other, in the encrypted run."""
+    secret: bytes
+    """The secret key of the round that was open while processes were searched."""
+    holding_the_secret: dict[str, bool]
+    """By process: whether any part of that key was in its memory."""
+    clear_plan: RunPlan
+    clear_first_adapter: bytes
+    clear_sums: dict[int, bytes]
+    clear_traffic: bytes
+
+
+def simulate_small_story(folders: pytest.TempPathFactory) -> dict[str, Any]:
+    """The report of the same story, told over the memory transport."""
+    model_or_skip()
+    scenario = small_scenario(folders.mktemp("simulated"), training={"rounds": ROUNDS})
+    return simulate(scenario, seed=SEED, watch=lambda *_: None)
+
+
+@contextmanager
+def watch(folder: Path) -> Iterator[Watched]:
+    """Let the small story happen while somebody listens on the broker and reads memory."""
+    scenario = small_scenario(folder, training={"rounds": ROUNDS})
+    with told(folder, scenario) as story, _listening(story.fleet.ready["broker_port"]) as heard:
+        number, _ = story.held()
+        vault = story.fleet.home(KEY_HOLDER) / "rounds" / story.run / str(number)
+        secret = (vault / "secret.key").read_bytes()
+        holding = _holding(secret, story)
+        story.let_go()
+        view, plan, adapters, sums = story.finished(), story.plan(), story.adapters(), story.sums()
+        first, traffic = story.first_adapter(), b"".join(heard)
+        heard.clear()
+        clear = small_scenario(
+            folder,
+            training={"rounds": 1},
+            protection={"min_devices": 3, "scheme": "clear"},
+        )
+        story.submit(clear.model_copy(update={"name": "clear"}))
+        story.finished()
+        yield Watched(
+            population=story.population,
+            folder=story.fleet.folder,
+            plan=plan,
+            view=view,
+            adapters=adapters,
+            sums=sums,
+            first_adapter=first,
+            traffic=traffic,
+            secret=secret,
+            holding_the_secret=holding,
+            clear_plan=story.plan(),
+            clear_first_adapter=story.first_adapter(),
+            clear_sums=story.sums(),
+            clear_traffic=b"".join(heard),
+        )
+
+
+@contextmanager
+def _listening(port: int) -> Iterator[list[bytes]]:
+    """Every payload that passes the broker, as anybody on its network can have it."""
+    heard: list[bytes] = []
+    transport = MqttTransport("127.0.0.1", port, "a-listener")
+    transport.open(lambda _topic, payload: heard.append(payload), ("#",))
+    try:
+        yield heard
+    finally:
+        transport.close()
+
+
+def parts_of_secret(secret: bytes) -> list[bytes]:
+    """32-byte windows of a secret key's file, then as many of the numbers compressed in it."""
+    stream = secret[STREAM_AT:]
+    windows = []
+    for data in (stream, decompressed(stream)):
+        places = (len(data) // 4, len(data) // 2, 3 * len(data) // 4)
+        windows += [data[place : place + 32] for place in places]
+    # A window of few different bytes could be anything's.
+    assert all(len(set(window)) >= 12 for window in windows)
+    return windows
+
+
+def decompressed(stream: bytes) -> bytes:
+    """What is in a Zstandard stream."""
+    name = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+    return bytes(importlib.import_module(name).decompress(stream))
+
+
+def _holding(secret: bytes, story: Story) -> dict[str, bool]:
+    parts, found = parts_of_secret(secret), {}
+    for name in (COORDINATOR, *story.devices):
+        pid = story.fleet.pid(name)
+        found[name] = holds_any(pid, parts)
+        for child in descendants(pid):
+            found[f"{name}: {child.command.strip()}"] = holds_any(child.pid, parts)
+    return found

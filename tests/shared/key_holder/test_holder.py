@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from shared.crypto.public_key import DEGREE, PARAMETERS, PublicKeySum, _seal
 from shared.crypto.sum_cipher import Scheme, SumContext, opener_for
 from shared.crypto.sum_worker import SumWorker
 from shared.errors import StorageError
-from shared.files import digest_of
+from shared.files import digest_of, digest_of_file
 from shared.key_holder import holder as holder_module
+from shared.key_holder.approvals import Approvals
 from shared.key_holder.holder import KeyHolder
 from shared.transport.memory import Link
 from shared.types import IntVector, RoundNumber, RunId
@@ -349,7 +351,7 @@ def test_control_without_approvals_the_coordinator_makes_up_the_others(
         def get(self, key: bytes, default: Any = None) -> str:
             return key.hex()
 
-    monkeypatch.setattr(holder_module.Approvals, "read", lambda self: Anybody())
+    monkeypatch.setattr(Approvals, "read", lambda self: Anybody())
     assert np.array_equal(life.opened(request), town.devices[0].values)
 
 
@@ -419,11 +421,10 @@ def test_control_without_the_digest_the_swapped_one_would_be_added(
     request = town.request(updates, round_[0], total=total)
     swapped = digest_of(updates[2].frame)
     town.keep(stranger.frame, under=swapped)
-    honest = chunks.digest_of_file
     monkeypatch.setattr(
         chunks,
         "digest_of_file",
-        lambda path: swapped if path.name.startswith(swapped) else honest(path),
+        lambda path: swapped if path.name.startswith(swapped) else digest_of_file(path),
     )
     assert np.array_equal(life.opened(request), sum_of(town, 0, 1, 3))
 
@@ -686,7 +687,7 @@ class Breaker:
             (holder_module, "write_durably"),
             (holder_module, "append_durably"),
             (holder_module, "_erase"),
-            (holder_module.shutil, "rmtree"),
+            (shutil, "rmtree"),
             (chunks, "move_durably"),
         ):
             monkeypatch.setattr(module, name, self._wrapped(name, getattr(module, name)))

@@ -7,13 +7,14 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import DigestMismatch, LlmOsError, StorageError, UndecodableMessage
-from shared.files import digest_of
+from shared.files import digest_of, move_durably
 from shared.types import Digest
 from shared.wire import chunks
 from shared.wire.chunks import CHUNK_BYTES, STALL_S, WINDOW_BYTES, Downloads, serve_blob
@@ -307,12 +308,12 @@ def test_a_disk_that_is_full_at_the_last_step_is_tried_again(
 ) -> None:
     journey = ferry(tmp_path, b"x" * 1000)
     journey.fetch()
-    honest, full = chunks.move_durably, True
+    full = True
 
     def move(source: Path, target: Path) -> None:
         if full:
             raise StorageError("the disk is full")
-        honest(source, target)
+        move_durably(source, target)
 
     monkeypatch.setattr(chunks, "move_durably", move)
     (chunk,) = serve_blob(journey.in_flight.pop(), journey.source)
@@ -375,9 +376,18 @@ def test_memory_is_a_few_chunks_however_large_the_blob(tmp_path: Path) -> None:
 
 def test_the_final_name_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    for name in ("digest_of_file", "move_durably"):
+
+    def recorded(name: str) -> Callable[..., Any]:
         honest = getattr(chunks, name)
-        monkeypatch.setattr(chunks, name, lambda *a, n=name, h=honest: (order.append(n), h(*a))[1])
+
+        def step(*paths: Path) -> Any:
+            order.append(name)
+            return honest(*paths)
+
+        return step
+
+    for name in ("digest_of_file", "move_durably"):
+        monkeypatch.setattr(chunks, name, recorded(name))
     journey = ferry(tmp_path, b"x")
     journey.fetch()
     assert not journey.target.exists()

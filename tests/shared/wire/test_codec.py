@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import UndecodableMessage
-from shared.wire import codec
 from shared.wire.codec import MAX_DEPTH, MAX_MESSAGE_BYTES, decode, encode
 
 scalars = st.one_of(
@@ -175,7 +174,7 @@ def test_refused_bytes_never_reach_the_library(monkeypatch: pytest.MonkeyPatch) 
     def untouched(_: bytes) -> None:
         raise AssertionError("the library was asked")
 
-    monkeypatch.setattr(codec.cbor2, "loads", untouched)
+    monkeypatch.setattr(cbor2, "loads", untouched)
     for data in (cbor2.dumps(2**64), b"\x9a\xff\xff\xff\xff", b"\x9f\xff", b"\xf7", b"\x00\x00"):
         with pytest.raises(UndecodableMessage):
             decode(data)

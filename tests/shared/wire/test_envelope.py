@@ -18,6 +18,7 @@ from shared.errors import (
     StorageError,
     UndecodableMessage,
 )
+from shared.files import write_durably
 from shared.types import PublicKey, RoundNumber, RunId
 from shared.wire import codec, envelope
 from shared.wire.envelope import (
@@ -191,7 +192,7 @@ def test_a_number_is_reserved_on_disk_before_it_is_used_and_a_block_at_a_time(
 ) -> None:
     path = tmp_path / "sequence"
     writes: list[int] = []
-    honest = envelope.write_durably
+    honest = write_durably
 
     def counted(target: Path, data: bytes) -> None:
         honest(target, data)
@@ -236,9 +237,10 @@ def test_damaged_numbers_are_not_guessed(tmp_path: Path, content: bytes) -> None
 
 @pytest.fixture
 def posts(tmp_path: Path) -> tuple[Post, Post]:
-    return tuple(  # type: ignore[return-value]  two of them
-        Post(Identity.create(tmp_path / name / "identity.key"), tmp_path / name) for name in "ab"
-    )
+    def post(name: str) -> Post:
+        return Post(Identity.create(tmp_path / name / "identity.key"), tmp_path / name)
+
+    return post("a"), post("b")
 
 
 def test_a_message_is_accepted_once(posts: tuple[Post, Post]) -> None:
