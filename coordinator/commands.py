@@ -168,7 +168,8 @@ def show_run(
     for r in view["rounds"]:
         accuracy = f"{r['accuracy']['']:.3f}" if r["accuracy"] else "-"
         loss = f"{r['loss']:.3f}" if r["loss"] is not None else "-"
-        note = r["reason"] or "; ".join(f"{d}: {why}" for d, why in r["declined"].items())
+        notes = [r["reason"], *(f"{device}: {why}" for device, why in r["declined"].items())]
+        note = "; ".join(text for text in notes if text)
         cells = (r["round"], r["state"], r["invited"], r["reported"], accuracy, loss, note)
         table.add_row(*map(str, cells))
     console = Console()

@@ -20,7 +20,7 @@ from coordinator.coordinator import Coordinator
 from coordinator.store.store import Store
 from shared.actors import ActorLoop
 from shared.config import parse_address
-from shared.crypto.identity import Identity, fingerprint, parse_public
+from shared.crypto.identity import Identity, fingerprint, format_public, parse_public
 from shared.crypto.sum_worker import SumWorker
 from shared.errors import ConfigError, LlmOsError
 from shared.files import write_durably
@@ -95,7 +95,7 @@ def run_coordinator(
             "broker": kind,
             "broker_host": broker_host,
             "broker_port": broker_port,
-            "coordinator": fingerprint(identity.public),
+            "public_key": format_public(identity.public),
         }
         stack.enter_context(announced_ready(home, facts))
         log.info("coordinator.ready", **facts)

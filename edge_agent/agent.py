@@ -22,10 +22,12 @@ from shared.actors import Workbench
 from shared.config import read_json
 from shared.crypto.sum_cipher import Scheme, key_id_of
 from shared.errors import (
+    BudgetExceeded,
     ConfigError,
     LlmOsError,
-    PrivacyError,
+    OwnerRefuses,
     ProtocolError,
+    SeedRefused,
     WrongKey,
 )
 from shared.files import append_durably
@@ -194,9 +196,8 @@ class Agent:
         try:
             plan, announcement = self._checked(envelope, invitation)
             check_allowed(plan, round_, self._home, self._owner)
-        except (LlmOsError, ValueError) as err:
-            code = err.code if isinstance(err, LlmOsError) else "protocol"
-            self._decline(run, round_, code, str(err))
+        except LlmOsError as err:
+            self._decline_for(run, round_, err)
             return
         key_id = announcement.key_id if announcement is not None else key_id_of(b"")
         now = self._bench.now()
@@ -215,14 +216,14 @@ class Agent:
             ConfigError: the plan is not one.
             WrongKey: the round's key is not from the pinned key holder, or not
                 for this run, round and layout.
-            PrivacyError: too few devices would be in the sum, or it is in clear.
+            OwnerRefuses: too few devices would be in the sum, or it is in clear.
         """
         plan = read_json(RunPlan, invitation.plan, source="run plan")
         if plan.run != envelope.run or not 1 <= envelope.round <= plan.job.training.rounds:
             raise ConfigError(["the plan belongs to another run or round"], source="run plan")
         if plan.scheme is Scheme.CLEAR:
             if not self._trust.clear_runs:
-                raise PrivacyError("this device's owner does not allow updates in clear")
+                raise OwnerRefuses("this device's owner does not allow updates in clear")
             return plan, None
         if self._trust.key_holder is None:
             raise WrongKey(
@@ -244,7 +245,7 @@ class Agent:
         ):
             raise WrongKey("the key holder's announcement is for another round or layout")
         if announcement.min_devices < self._trust.min_devices:
-            raise PrivacyError(
+            raise OwnerRefuses(
                 f"the key holder opens sums over {announcement.min_devices} devices, this "
                 f"device's owner asks for at least {self._trust.min_devices}"
             )
@@ -296,7 +297,7 @@ class Agent:
         except LlmOsError as err:
             log.error("participation.failed", run=run, round=round_, code=err.code, error=str(err))
             if not err.retryable:
-                self._decline(run, round_, err.code, str(err))
+                self._decline_for(run, round_, err)
         else:
             self._rounds[run, round_] = (task.bytes_before, task.started_at)
             self._announce(waiting)
@@ -365,6 +366,18 @@ class Agent:
         busy = self._task is not None and self._task.training
         self._present_at = self._bench.now()
         self._send(Presence("training" if busy else "idle"), NO_RUN, NO_ROUND)
+
+    def _decline_for(self, run: RunId, round_: RoundNumber, err: LlmOsError) -> None:
+        """Decline, and tell no more than the coordinator may know.
+
+        What the owner allows is told in full. Of everything else only the kind: a
+        message may hold a path, or say something about the examples. The device's
+        own log has it all.
+        """
+        log.warning("participation.declined", code=err.code, error=str(err))
+        told = isinstance(err, BudgetExceeded | OwnerRefuses | SeedRefused | ConfigError | WrongKey)
+        reason = str(err) if told else (type(err).__doc__ or "").partition("\n")[0]
+        self._decline(run, round_, err.code, reason)
 
     def _decline(self, run: RunId, round_: RoundNumber, code: str, reason: str) -> None:
         log.info("round.declined", run=run, round=round_, code=code, reason=reason)

@@ -35,7 +35,7 @@ def join_fleet(
         int, typer.Option(min=2, help="Fewest devices whose sum may be opened.")
     ] = 16,
     epsilon: Annotated[
-        float, typer.Option(min=0.0, help="Privacy budget over the life of the examples.")
+        float, typer.Option(min=0.01, help="Privacy budget over the life of the examples.")
     ] = 10.0,
     home: Home = DEFAULT_HOME,
 ) -> None:

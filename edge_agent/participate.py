@@ -28,10 +28,12 @@ from shared.errors import (
     DataError,
     GateRefused,
     SeedRefused,
+    ShapeMismatch,
     StorageError,
 )
 from shared.files import write_durably
 from shared.job import COUNT_NOISE, RunPlan
+from shared.models.adapter import Adapter
 from shared.privacy.accountant import Fact
 from shared.privacy.clipping import clip_by_norm
 from shared.privacy.ledger import Charge, Ledger
@@ -164,6 +166,8 @@ def participate(invited: Invited, home: Home, owner: Owner, trainer: Trainer) ->
             :func:`check_allowed`; nothing is released.
         GateRefused: training gave nothing that may be sent.
         DataError: there are no examples, or none with a label of the run.
+        UndecodableMessage, ShapeMismatch: the adapter is not one of this run;
+            found before anything is charged.
         StorageError, ModelError, ChildDied: as their names say.
     """
     plan, round_ = invited.plan, invited.round
@@ -171,6 +175,9 @@ def participate(invited: Invited, home: Home, owner: Owner, trainer: Trainer) ->
     if store.count == 0:
         raise DataError("this device has no examples; add some with 'llmos edge data add FILE'")
     check_allowed(plan, round_, home, owner)
+    start = Adapter.from_bytes(invited.adapter)
+    if (start.labels, start.features) != (plan.labels, plan.features):
+        raise ShapeMismatch("the adapter has other labels or features than the run plan")
     ledger, seeds = Ledger(home.ledger), ReleaseSeeds(home.seeds)
     trainer.prepare(plan.job.model.base, home.examples, home.features)
     seed = seeds.obtain(plan.run_id, round_, _draw(owner, plan, round_))

@@ -19,11 +19,11 @@
     │   └── ShapeMismatch          a vector differs from the shape the round agreed on
     ├── PrivacyError             going on would break a promise made to a device
     │   ├── NonFiniteUpdate        NaN or infinity: the norm, so the clip, means nothing
-    │   ├── SecretKeyPresent       the aggregating side was handed a key that decrypts
     │   ├── CohortTooSmall         too few devices to hide one of them in the total
     │   ├── NotApproved            a contribution comes from a device nobody approved
     │   ├── AlreadyOpened          this round's one opening has been spent
     │   ├── SumOutOfRange          an opened total holds a value no honest cohort can reach
+    │   ├── OwnerRefuses           the device's owner does not allow such a run
     │   ├── BudgetExceeded         the job's worst case would overrun the owner's budget
     │   ├── AlreadyReleased        this round's one release is out: a second would be a second view
     │   ├── LedgerDamaged          the ledger was edited or broke other than at its torn end
@@ -177,12 +177,6 @@ class NonFiniteUpdate(PrivacyError):
     code = "privacy.non_finite"
 
 
-class SecretKeyPresent(PrivacyError):
-    """The aggregating side was handed a key that decrypts."""
-
-    code = "privacy.secret_key"
-
-
 class CohortTooSmall(PrivacyError):
     """Too few devices to hide one of them in the total."""
 
@@ -211,6 +205,12 @@ class SumOutOfRange(PrivacyError):
     """An opened total holds a value no honest cohort can reach."""
 
     code = "privacy.sum_range"
+
+
+class OwnerRefuses(PrivacyError):
+    """The device's owner does not allow such a run."""
+
+    code = "privacy.owner"
 
 
 class BudgetExceeded(PrivacyError):

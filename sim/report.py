@@ -29,7 +29,10 @@ SHARED_WITH = {
     Scheme.PUBLIC_KEY: (
         ("training texts", "the device alone"),
         ("one device's update", "nobody: it leaves noised and encrypted"),
-        ("the sum of the updates", "key holder and coordinator, over {devices} devices"),
+        (
+            "the sum, over {devices} devices",
+            "key holder, coordinator, whoever listens at the broker",
+        ),
         ("the secret key of a round", "the key holder, until it has opened that round's sum"),
         ("who takes part, when, how many bytes", "coordinator and broker"),
     ),
@@ -112,7 +115,7 @@ def build_report(fleet: Fleet, run: RunId, *, stages: Mapping[str, float]) -> di
         },
         "history": _history(store, run),
         "who_could_see": [
-            {"what": what, "who": who.format(devices=f"at least {protection.min_devices}")}
+            {"what": what.format(devices=f"at least {protection.min_devices}"), "who": who}
             for what, who in SHARED_WITH[plan.scheme]
         ],
         "base_model": {"name": plan.job.model.base, "sha256": adapter.base},

@@ -91,7 +91,7 @@ class Join(BaseModel):
 
 def create_app(services: Services) -> FastAPI:
     """The application. Every route under ``/api`` but joining needs the admin token."""
-    app = FastAPI(title="LLM OS coordinator", version="1", docs_url=None, redoc_url=None)
+    app = FastAPI(title="LLM OS coordinator", version="1", openapi_url=None)
     problems.install(app)
 
     def authorised(authorization: Annotated[str, Header()] = "") -> None:
@@ -104,6 +104,12 @@ def create_app(services: Services) -> FastAPI:
     guarded = [Depends(authorised)]
     app.include_router(_devices(services), prefix="/api/v1", dependencies=guarded)
     app.include_router(_runs(services), prefix="/api/v1", dependencies=guarded)
+
+    @app.get("/api/v1/openapi.json", dependencies=guarded, include_in_schema=False)
+    def openapi() -> dict[str, Any]:
+        """What this page of the API looks like to a machine."""
+        return app.openapi()
+
     return app
 
 

@@ -636,9 +636,7 @@ def test_a_receipt_is_sent_only_after_file_and_row_are_there(
         if isinstance(message, Receipt):
             rows = {row.digest: row.device for row in of_kind(world, UpdateStored)}
             device = rows[message.digest]
-            path = world.store.update_file(
-                RUN, ROUND, DeviceId(device), Digest(message.digest)
-            )
+            path = world.store.update_file(RUN, ROUND, DeviceId(device), Digest(message.digest))
             assert digest_of(path.read_bytes()) == message.digest
             seen.append(device)
         return seal(post, message, **where)
@@ -909,9 +907,7 @@ def test_an_adapter_that_makes_things_worse_is_not_taken(world: World) -> None:
 
 
 def test_an_adapter_beyond_floating_point_is_not_taken(world: World) -> None:
-    world.submit(
-        training={"rounds": 1}, server={"rule": "fedadam", "learning_rate": 1e300}
-    )
+    world.submit(training={"rounds": 1}, server={"rule": "fedadam", "learning_rate": 1e300})
     world.add_devices("abc")
     world.start()
     world.run()

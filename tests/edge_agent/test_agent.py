@@ -301,7 +301,7 @@ def test_a_key_for_another_run_round_or_layout(start: Start, changes: dict[str, 
 def test_a_sum_over_one_device_less_than_the_owner_asks_for(start: Start) -> None:
     world = start(min_devices=5)
     invite(world, min_devices=4)
-    reason = declined_with(world, "privacy")
+    reason = declined_with(world, "privacy.owner")
     assert "4" in reason
     assert "5" in reason
 
@@ -316,7 +316,7 @@ def test_a_sum_over_exactly_as_many_devices_as_the_owner_asks_for_is_joined(star
 def test_a_run_in_clear_where_the_owner_did_not_allow_it(start: Start) -> None:
     world = start()
     world.coordinator.invite(CLEAR, announcement=b"")
-    assert "clear" in declined_with(world, "privacy")
+    assert "clear" in declined_with(world, "privacy.owner")
 
 
 def test_an_encrypted_run_where_no_key_holder_was_pinned(start: Start) -> None:
@@ -390,12 +390,14 @@ class BrokenTrainer(SeededTrainer):
             raise self._error
 
 
-def test_training_that_cannot_work_is_declined_with_its_reason(start: Start) -> None:
-    world = start(trainer=BrokenTrainer(DataError("no example has a label of the run"), 1))
+def test_training_that_cannot_work_is_declined_without_the_words_of_the_device(
+    start: Start,
+) -> None:
+    world = start(trainer=BrokenTrainer(DataError("/home/ann/diary.db: no label 'cancer'"), 1))
     invite(world)
     world.run_for(LONG_ENOUGH_S)
     (declined,) = world.coordinator.said(Declined)
-    assert (declined.code, declined.reason) == ("data", "no example has a label of the run")
+    assert declined == Declined("data", "A data file or example store cannot be used as it is.")
     assert world.waiting == []
 
 

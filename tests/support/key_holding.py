@@ -123,7 +123,9 @@ class Town:
             public_key=public_key,
             context=SumContext(RUN, round_, announcement.key_id),
         )
-        return self.signed(device, announcement, frame, signer=signer, round_=round_, digest=digest, key_id=key_id)
+        return self.signed(
+            device, announcement, frame, signer=signer, round_=round_, digest=digest, key_id=key_id
+        )
 
     def signed(
         self,

@@ -216,9 +216,7 @@ class RoundAgainstModel(RuleBasedStateMachine):
 
 
 TestRoundAgainstModel = RoundAgainstModel.TestCase
-TestRoundAgainstModel.settings = settings(
-    max_examples=200, stateful_step_count=40, deadline=None
-)
+TestRoundAgainstModel.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 
 
 def test_a_device_counts_once_and_may_ask_again() -> None:
