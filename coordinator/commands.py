@@ -78,6 +78,10 @@ class Client:
                 ) from err
         return cls(url, token)
 
+    def close(self) -> None:
+        """Close the connections that are kept open between requests."""
+        self._http.close()
+
     def get(self, path: str) -> Any:
         """GET, as JSON."""
         return self._ask("GET", path)

@@ -132,6 +132,7 @@ class Conductor:
         self._fetching: set[DeviceId] = set()
         self._progress_at = bench.now()
         self._waiting_since = bench.now()
+        self._settled = RoundNumber(0)
         self._failed_in_a_row = 0
         self._invited = 0
         self._reported = 0
@@ -143,8 +144,14 @@ class Conductor:
     # What peers say
 
     def accepted(self, device: DeviceId, envelope: Envelope) -> None:
-        """A device takes part."""
-        if self._is_current(envelope):
+        """A device takes part. Saying so once more is no progress."""
+        round_ = self._round
+        if (
+            round_ is not None
+            and self._is_current(envelope)
+            and device in round_.outstanding
+            and device not in self._accepted
+        ):
             self._accepted.add(device)
             self._progress_at = self._bench.now()
 
@@ -506,17 +513,18 @@ class Conductor:
                     self.plan.labels, self.plan.features, self._probe.base.digest
                 )
             judged = self._probe.judge(adapter)
-            self._adapter = self._store.keep(adapter.to_bytes())
+            digest = self._store.keep(adapter.to_bytes())
             self._store.add_milestone(
                 self.plan.run_id,
                 "started",
                 {
-                    "adapter": self._adapter,
+                    "adapter": digest,
                     "accuracy": judged.by_group | {"": judged.overall},
                     "loss": judged.loss,
                 },
                 now=self._bench.now(),
             )
+            self._adapter = digest
         self._plan_round(RoundNumber(1))
 
     def _plan_round(self, number: RoundNumber) -> None:
@@ -532,7 +540,10 @@ class Conductor:
         self._waiting_since = self._progress_at = self._bench.now()
 
     def _settle(self, round_: Round) -> None:
-        """Take over what a finished round leaves behind."""
+        """Take over what a finished round leaves behind, once however often this is tried."""
+        if round_.number == self._settled:
+            return
+        self._settled = round_.number
         self._invited += len(round_.cohort)
         self._reported += len(round_.updates)
         if round_.result is not None:

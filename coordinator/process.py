@@ -117,6 +117,7 @@ def _served(app: FastAPI, port: int) -> Iterator[int]:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((LOOPBACK, port))
+        listener.listen()  # from here on a caller waits, and is not refused, until it is served
     except OSError as err:
         listener.close()
         raise ConfigError([f"--port: {port} is taken: {err.strerror}"], source="options") from err

@@ -8,8 +8,9 @@ from typing import Final
 
 from coordinator.store.store import Store
 from shared.data_files import Example
-from shared.errors import ConfigError
+from shared.errors import ConfigError, ShapeMismatch
 from shared.job import Job, RunPlan, plan_run
+from shared.models.adapter import Adapter
 from shared.models.encoder import find_base_model
 from shared.types import Digest, RunId
 from shared.wire import codec
@@ -38,7 +39,7 @@ def submit(
         now: Seconds since the epoch.
 
     Raises:
-        ConfigError: the probe set is unusable or no noise reaches the asked ε.
+        ConfigError: the probe set or one of its labels is unusable, or no noise reaches the asked ε.
         ModelError: the base model is not to be had.
         DataError: a run of this name exists.
     """
@@ -67,7 +68,12 @@ def submit(
         )
     except ValueError as err:
         raise ConfigError([f"privacy: {err}"], source="job") from err
-    store.add_run(plan.run_id, plan.model_dump_json(), _keep_probe(store, probe), now=now)
+    try:
+        Adapter.zeros(labels, features, base.digest)
+        kept = _keep_probe(store, probe)
+    except (ShapeMismatch, UnicodeEncodeError) as err:
+        raise ConfigError([f"evaluation: {err}"], source="job") from err
+    store.add_run(plan.run_id, plan.model_dump_json(), kept, now=now)
     return plan
 
 

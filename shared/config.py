@@ -148,6 +148,8 @@ def _known_keys(kind: type[Table], location: Sequence[str | int]) -> list[str]:
 
 
 def _forget(table: dict[str, Any], location: Sequence[str | int]) -> None:
+    if not location:
+        return  # the whole is not a table, or a key is not text
     *path, last = location
     node: Any = table
     for part in path:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -55,6 +56,7 @@ class FleetProcesses:
         self._min_devices = min_devices
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._commands: dict[str, Sequence[str]] = {}
+        self._connections = ExitStack()
         self.client: Client
         self.ready: dict[str, Any] = {}
 
@@ -185,6 +187,7 @@ class FleetProcesses:
 
     def stop(self) -> None:
         """End every process: ask, wait, then kill what is left."""
+        self._connections.close()
         names = sorted(self._processes, key=lambda name: (name == COORDINATOR, name == KEY_HOLDER))
         for name in names:
             if self._processes[name].poll() is None:
@@ -227,6 +230,7 @@ class FleetProcesses:
     def _learn_where(self) -> None:
         self.ready = json.loads((self.home(COORDINATOR) / "ready.json").read_text())
         self.client = Client.of_home(self.home(COORDINATOR), self.ready["url"])
+        self._connections.callback(self.client.close)
 
     def _last_words(self, name: str) -> str:
         lines = (self.home(name) / "log").read_text(errors="replace").splitlines()

@@ -70,7 +70,8 @@ def _problem(
         {
             "type": f"urn:llmos:{code}",
             "title": status.phrase,
-            "detail": detail,
+            # A lone surrogate, which a request's JSON can spell, has no place in ours.
+            "detail": detail.encode(errors="backslashreplace").decode(),
             "status": int(status),
             "retryable": retryable,
         },

@@ -263,10 +263,9 @@ class Round:
                     raise IllegalTransition(f"{transition.device} is already counted")
                 self.updates[transition.device] = transition
             case Closed():
-                if len(transition.devices) < self.min_devices:
-                    raise IllegalTransition("too few devices in a closed round")
-                if transition.devices != tuple(sorted(self.updates)):
-                    raise IllegalTransition("a closed round holds exactly those that reported")
+                reported = tuple(sorted(self.updates))
+                if transition.devices != reported or len(reported) < self.min_devices:
+                    raise IllegalTransition("a closed round holds who reported, and enough of them")
                 self.closed = transition.devices
             case SumOpened():
                 self.opened = transition

@@ -9,7 +9,9 @@ A process that the coordinator's operator does not control. What it promises:
     H3  one opening per (run, round): the set is fixed on disk before anything is
         opened, and another set is refused for ever
     H4  a value that no honest cohort can reach means that nothing is released
-    H5  a fresh key pair per round, erased after the one opening
+    H5  a fresh key pair per round, erased after the one opening; the key of a round
+        that was never opened is erased when a later round of the run begins, at
+        the latest after ``KEY_LIFE_S``
     H6  after a crash at any point it neither opens twice nor loses the only
         opening: the opened sum is on disk before the key is erased
     H7  every opening is a record in an append-only log before its result leaves
@@ -75,6 +77,9 @@ from shared.wire.messages import (
 )
 
 MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
+
+KEY_LIFE_S: Final = 7 * 24 * 3600.0
+"""A week: longer than a round may take, and an end to what a lost round leaves behind."""
 
 log = structlog.get_logger()
 
@@ -256,6 +261,7 @@ class KeyHolder:
     def _announce(self, envelope: Envelope, request: KeyRequest) -> None:
         vault = self._vault(envelope)
         if not vault.announced.exists():
+            self._forget_keys(envelope)
             announcement = self._new_keys(vault, request)
         else:
             announcement = KeyAnnouncement(**json.loads(vault.announced.read_text()))
@@ -269,6 +275,21 @@ class KeyHolder:
             if asked != made:
                 raise WrongKey("this round's key was made for another layout")
         self._send(announcement, envelope)
+
+    def _forget_keys(self, envelope: Envelope) -> None:
+        """Erase the keys of rounds that are not opened any more (H5).
+
+        With recorded ciphertexts such a key would open single updates. A coordinator
+        that begins a later round has given the earlier ones up.
+        """
+        for vault in self._vaults():
+            run, round_ = RunId(vault.folder.parent.name), int(vault.folder.name)
+            if not vault.secret.exists() or (run, round_) in self._openings:
+                continue
+            age_s = self._bench.now() - vault.secret.stat().st_mtime
+            if age_s > KEY_LIFE_S or (run == envelope.run and round_ < envelope.round):
+                _erase(vault.secret)
+                log.info("key.forgotten", run=run, round=round_)
 
     def _new_keys(self, vault: _Vault, request: KeyRequest) -> KeyAnnouncement:
         try:

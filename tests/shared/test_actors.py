@@ -91,7 +91,10 @@ def test_slow_work_runs_elsewhere_and_its_result_comes_home() -> None:
     threads: dict[str, int] = {}
     results: list[Any] = []
 
+    may_end = threading.Event()
+
     def work() -> int:
+        may_end.wait()
         threads["work"] = threading.get_ident()
         return 7
 
@@ -106,6 +109,7 @@ def test_slow_work_runs_elsewhere_and_its_result_comes_home() -> None:
         if not started.is_set():
             started.set()
             loop.work(work, done)
+            may_end.set()
 
     actor.on_tick = begin
     loop.run(actor, mine)

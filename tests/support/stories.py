@@ -35,7 +35,7 @@ from tests.support.small_fleet import SEED, small_population, small_scenario
 PATIENCE_S: Final = 90.0
 """For what takes seconds on an idle machine."""
 
-ROUNDS: Final = 9
+ROUNDS: Final = 10
 """Of the watched run; the disturbed one has as many, one for each thing that can go wrong."""
 
 STREAM_AT: Final = 64
@@ -83,13 +83,17 @@ class Story:
         return self._until_only_missing(device), device
 
     def move_on(self) -> int:
-        """Let the round complete and hold the run in the next, which the next device lacks."""
-        _, before = self._held or (None, None)
-        turn = self.devices.index(self._held[0]) + 1 if self._held else 0
-        self._hold(self.devices[turn % len(self.devices)])
-        if before is not None and before.alive:
-            thaw(before.pid)
+        """Let the round complete, and hold the run in the next one; gives that round."""
+        self.hold_next_from_now()
         return self.held()[0]
+
+    def hold_next_from_now(self) -> None:
+        """Stop the next device, which has reported, and let go of the one that was held."""
+        assert self._held is not None
+        device, child = self._held
+        self._hold(self.devices[(self.devices.index(device) + 1) % len(self.devices)])
+        if child.alive:
+            thaw(child.pid)
 
     def _hold(self, device: DeviceId) -> None:
         child = wait_for(
@@ -188,12 +192,14 @@ def told(folder: Path, scenario: Scenario) -> Iterator[Story]:
             story.let_go()
 
 
-def wait_for(question: Callable[[], AnswerT | None], what: str) -> AnswerT:
+def wait_for(
+    question: Callable[[], AnswerT | None], what: str, *, pause_s: float = 0.02
+) -> AnswerT:
     """The first answer that is not None."""
     deadline = time.monotonic() + PATIENCE_S
     while (answer := question()) is None:
         assert time.monotonic() < deadline, f"waited {PATIENCE_S:.0f} s for {what}"
-        time.sleep(0.02)
+        time.sleep(pause_s)
     return answer
 
 

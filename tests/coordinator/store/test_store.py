@@ -57,7 +57,7 @@ def in_a_process_of_its_own(code: str, *arguments: str, may_override: bool = Tru
         capture_output=True,
         text=True,
         check=True,
-        preexec_fn=None if may_override else obey_modes,  # noqa: PLW1509  one prctl call
+        preexec_fn=None if may_override else obey_modes,
     ).stdout
 
 

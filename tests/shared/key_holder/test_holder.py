@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,10 +23,10 @@ from shared.crypto.public_key import DEGREE, PARAMETERS, PublicKeySum, _seal
 from shared.crypto.sum_cipher import Scheme, SumContext, opener_for
 from shared.crypto.sum_worker import SumWorker
 from shared.errors import StorageError
-from shared.files import digest_of, digest_of_file
+from shared.files import digest_of, digest_of_file, write_durably
 from shared.key_holder import holder as holder_module
 from shared.key_holder.approvals import Approvals
-from shared.key_holder.holder import KeyHolder
+from shared.key_holder.holder import KEY_LIFE_S, KeyHolder
 from shared.transport.memory import Link
 from shared.types import IntVector, RoundNumber, RunId
 from shared.wire import chunks, codec, messages
@@ -568,6 +569,25 @@ def test_every_round_has_its_own_key(life: Life, town: Town) -> None:
     assert len(keys) == 3
 
 
+def test_a_later_round_ends_the_key_of_one_that_was_never_opened(life: Life, town: Town) -> None:
+    life.ask(KEY_REQUEST)
+    lost = town.vault / "secret.key"
+    assert lost.exists()
+    life.ask(KEY_REQUEST, run=RunId("another"), round_=RoundNumber(2))
+    assert lost.exists()  # the rounds of another run say nothing about this one
+    life.ask(KEY_REQUEST, round_=RoundNumber(2))
+    assert not lost.exists()
+    assert (town.vault.parent / "2" / "secret.key").exists()
+
+
+def test_a_key_of_a_run_that_was_given_up_ends_after_a_week(life: Life, town: Town) -> None:
+    life.ask(KEY_REQUEST)
+    old, secret = -KEY_LIFE_S - 60, town.vault / "secret.key"
+    os.utime(secret, (old, old))
+    life.ask(KEY_REQUEST, run=RunId("another"))
+    assert not secret.exists()
+
+
 @pytest.mark.parametrize(
     "question",
     [
@@ -836,6 +856,32 @@ def test_a_full_disk_delays_an_opening_and_nothing_else(
     life.close()
 
 
+@pytest.mark.parametrize("failing", [1, 2, 3, 4])
+def test_a_fetch_that_the_disk_refuses_does_not_block_the_next_attempt(
+    life: Life,
+    town: Town,
+    round_: tuple[KeyAnnouncement, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    failing: int,
+) -> None:
+    """The manifest is the first, then come three contributions."""
+    fetch, calls = chunks.Downloads.fetch, 0
+
+    def full(downloads: chunks.Downloads, *args: Any, **kwargs: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == failing:
+            raise StorageError("the disk is full")
+        fetch(downloads, *args, **kwargs)
+
+    request = town.request(updates_of(town, round_, 0, 1, 2), round_[0])
+    with monkeypatch.context() as broken:
+        broken.setattr(chunks.Downloads, "fetch", full)
+        answer = life.ask(request)
+    assert isinstance(answer, Opened)
+    assert len(openings(town)) == 1
+
+
 def test_a_disk_that_is_full_at_every_answer_ends_nothing(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -886,11 +932,15 @@ def test_a_worker_that_dies_is_only_a_delay(
     assert deaths == 2
 
 
+@pytest.mark.parametrize("fetched_before", [False, True])
 def test_a_question_repeated_while_its_manifest_is_on_the_way_is_one_opening(
-    life: Life, town: Town, round_: tuple[KeyAnnouncement, bytes]
+    life: Life, town: Town, round_: tuple[KeyAnnouncement, bytes], fetched_before: bool
 ) -> None:
     """Two openings side by side would share one running total and erase each other's key."""
     updates = updates_of(town, round_, 0, 1, 2)
+    if fetched_before:  # by a process that ended since
+        for update in updates:
+            write_durably(town.vault / "contributions" / digest_of(update.frame), update.frame)
     request = town.request(updates, round_[0])
     manifest = town.blobs.pop(request.manifest)
     for _ in range(3):

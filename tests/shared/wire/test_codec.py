@@ -149,6 +149,7 @@ def test_a_lying_length_inside_an_honest_one_is_found(inside: int) -> None:
         ("a shared value", bytes.fromhex("d81c81d81d00")),
         ("a tag inside", b"\x81" + cbor2.dumps(cbor2.CBORTag(4, [1, 1]))),
         ("a tag as key", b"\xa1" + cbor2.dumps(cbor2.CBORTag(4, [1, 1])) + b"\x00"),
+        ("a tag in the shape of a map", b"\xc1\x00\x00"),
         ("self-described CBOR", b"\xd9\xd9\xf7\x00"),
         ("a string without a length", b"\x7f\x61a\xff"),
         ("bytes without a length", b"\x5f\x41a\xff"),

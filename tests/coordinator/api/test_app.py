@@ -1,0 +1,387 @@
+"""Everything is denied without the token, refused with a reason, and silent about devices' updates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from fastapi.testclient import TestClient
+
+from coordinator.api.app import Services, create_app
+from coordinator.federation import rounds
+from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
+from coordinator.store.store import Store
+from shared.crypto.identity import Identity, fingerprint, format_public, parse_public
+from shared.transport.memory import MemoryNetwork
+from shared.types import DeviceId, Digest, RoundNumber, RunId
+from shared.wire.envelope import Post
+from tests.support.clocks import VirtualClock
+from tests.support.coordination import PROBE, job_tables, make_base
+
+TOKEN = "s3cret-of-the-admin"  # noqa: S105  a test's own
+HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+OPEN = {("POST", "/api/v1/devices/join")}
+"""What answers without a token: a device that joins has only its one-time secret."""
+
+
+class Api:
+    """An application over a real store and fleet, on a clock of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        import numpy as np
+
+        self.clock = VirtualClock(start_s=1000.0)
+        self.store = Store(f"sqlite:///{folder / 'store.db'}", folder)
+        self.base = make_base(folder / "base")
+        self.identity = Identity.create(folder / "identity.key")
+        self.device_key = Identity.create(folder / "device.key")
+        network = MemoryNetwork(self.clock.schedule, np.random.default_rng(1), now=self.clock.now)
+        self.fleet = TransportFleet(
+            network.attach("coordinator"),
+            Post(self.identity, folder),
+            key_holder=None,
+            devices=self.store.devices,
+            now=self.clock.now,
+        )
+        self.stopped: list[tuple[str, str]] = []
+        self.ready = False
+        self.app: FastAPI = create_app(
+            Services(
+                store=self.store,
+                fleet=self.fleet,
+                coordinator=self.identity.public,
+                key_holder=None,
+                broker=("127.0.0.1", 1883),
+                admin_token=TOKEN,
+                now=self.clock.now,
+                stop_run=lambda run, why: self.stopped.append((run, why)),
+                is_ready=lambda: self.ready,
+            )
+        )
+        self.client = TestClient(self.app, raise_server_exceptions=False)
+
+    def get(self, path: str) -> Any:
+        return self.client.get(path, headers=HEADERS)
+
+    def post(self, path: str, body: object) -> Any:
+        return self.client.post(path, json=body, headers=HEADERS)
+
+    def submit(self, **tables: dict[str, Any]) -> Any:
+        body = {
+            "job": job_tables(self.base, **tables),
+            "probe": [[e.text, e.label, e.group] for e in PROBE],
+            "seed": 3,
+        }
+        return self.post("/api/v1/runs", body)
+
+    def join(self, **changes: Any) -> Any:
+        """Join as a device does: with its token alone."""
+        body = {
+            "token": self.store.new_token(expires_at=self.clock.now() + 10),
+            "name": "kitchen",
+            "public_key": format_public(self.device_key.public),
+        }
+        return self.client.post("/api/v1/devices/join", json=body | changes)
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Api]:
+    api = Api(tmp_path)
+    yield api
+    api.store.close()
+
+
+def problem(answer: Any) -> dict[str, Any]:
+    """The problem document of a refusal, checked against RFC 9457."""
+    assert answer.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = answer.json()
+    assert body["status"] == answer.status_code
+    assert body["type"].startswith("urn:llmos:")
+    assert all(isinstance(body[member], str) for member in ("type", "title", "detail"))
+    return body
+
+
+# Who may ask
+
+
+def routes_of(app: FastAPI) -> list[tuple[str, str]]:
+    """Every method and path that the application answers, in its schema or hidden."""
+    paths = app.openapi()["paths"]
+    shown = {(method.upper(), path) for path, item in paths.items() for method in item}
+    routes = [route for route in app.routes if isinstance(route, APIRoute)]
+    return sorted(shown | {(method, route.path) for route in routes for method in route.methods})
+
+
+def test_the_sweep_below_sees_every_route(api: Api) -> None:
+    found = routes_of(api.app)
+    assert set(OPEN) < set(found)
+    assert {("GET", "/healthz"), ("GET", "/api/v1/openapi.json")} < set(found)
+    assert len([path for _, path in found if path.startswith("/api/v1")]) >= 8
+    assert api.client.get("/openapi.json").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "shown", [None, "", "Bearer ", "Bearer wrong", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", "ü"]
+)
+def test_without_the_token_every_route_but_joining_is_denied(api: Api, shown: str | None) -> None:
+    headers = {} if shown is None else {"Authorization": shown.encode()}
+    for method, path in routes_of(api.app):
+        if not path.startswith("/api") or (method, path) in OPEN:
+            continue
+        answer = api.client.request(method, path.replace("{run}", "run"), headers=headers, json={})
+        assert answer.status_code == 401, (method, path)
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert problem(answer)["type"] == "urn:llmos:access_denied"
+        assert TOKEN not in answer.text
+    assert api.store.runs() == []
+    assert api.stopped == []
+
+
+def test_with_the_token_the_same_routes_are_not_denied(api: Api) -> None:
+    """The control of the sweep: it is the token that makes the difference."""
+    for method, path in routes_of(api.app):
+        answer = api.client.request(method, path.replace("{run}", "run"), headers=HEADERS, json={})
+        assert answer.status_code != 401, (method, path)
+
+
+def test_everything_under_the_prefix_is_denied_also_where_there_is_nothing(api: Api) -> None:
+    for path in ("/api/v1/nothing", "/api/v2/runs", "/api"):
+        assert problem(api.client.get(path))["status"] == 404
+
+
+def test_health_needs_no_token_and_readiness_is_the_brokers(api: Api) -> None:
+    assert api.client.get("/healthz").json() == {"status": "ok"}
+    assert api.client.get("/readyz").json() == {"ready": False}
+    api.ready = True
+    assert api.client.get("/readyz").json() == {"ready": True}
+
+
+# Joining
+
+
+def test_a_device_learns_whom_to_trust_and_where_to_connect(api: Api) -> None:
+    answer = api.join()
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "coordinator": format_public(api.identity.public),
+        "key_holder": "",
+        "broker_host": "127.0.0.1",
+        "broker_port": 1883,
+    }
+    assert api.store.devices()[0].public_key == api.device_key.public
+
+
+def test_the_token_of_the_api_pins_the_coordinator(api: Api) -> None:
+    answer = api.post("/api/v1/devices/tokens", {"valid_s": 60})
+    secret, _, pinned = answer.json()["token"].partition(".")
+    assert answer.status_code == 201
+    assert pinned == fingerprint(api.identity.public)
+    assert answer.json()["expires_at"] == 1060
+    assert api.join(token=secret).status_code == 200
+
+
+@pytest.mark.parametrize("valid_s", [0, -1, 7 * 24 * 3600 + 1, "soon"])
+def test_a_token_is_valid_for_a_time_in_bounds(api: Api, valid_s: object) -> None:
+    answer = api.post("/api/v1/devices/tokens", {"valid_s": valid_s})
+    assert answer.status_code == 422
+    assert "valid_s" in problem(answer)["detail"]
+
+
+def test_a_used_an_expired_and_an_unknown_token_are_refused_alike(api: Api) -> None:
+    used = api.store.new_token(expires_at=2000)
+    other = format_public(api.identity.public)
+    assert api.join(token=used).status_code == 200
+    refusals = [
+        api.join(token=used, name="other", public_key=other),
+        api.join(token=api.store.new_token(expires_at=999.9), name="other", public_key=other),
+        api.join(token="unknown", name="other", public_key=other),  # noqa: S106  a test's own
+    ]
+    assert [answer.status_code for answer in refusals] == [401, 401, 401]
+    assert len({problem(answer)["detail"] for answer in refusals}) == 1
+    assert len(api.store.devices()) == 1
+
+
+def test_a_device_that_lost_the_answer_may_ask_again(api: Api) -> None:
+    token = api.store.new_token(expires_at=2000)
+    assert api.join(token=token).json() == api.join(token=token).json()
+
+
+@pytest.mark.parametrize(
+    "name", ["", "key-holder", "a/b", "a+b", "#", "A", "-a", "a-", "a" * 49, "a" * 65, "a\nb", "é"]
+)
+def test_a_name_that_is_none_is_refused_and_costs_no_token(api: Api, name: str) -> None:
+    token = api.store.new_token(expires_at=2000)
+    answer = api.join(token=token, name=name)
+    assert answer.status_code in {409, 422}
+    problem(answer)
+    assert api.store.devices() == []
+    assert api.join(token=token, name="a" * 48).status_code == 200
+
+
+@pytest.mark.parametrize("key", ["", "junk", "llmos-ed25519:" + "A" * 42, "x" * 201])
+def test_a_key_that_is_none_is_refused(api: Api, key: str) -> None:
+    answer = api.join(public_key=key)
+    assert answer.status_code == 422
+    problem(answer)
+    assert api.store.devices() == []
+
+
+def test_a_name_or_key_is_taken_once(api: Api) -> None:
+    assert api.join().status_code == 200
+    taken = api.join(public_key=format_public(api.identity.public))
+    assert (taken.status_code, problem(taken)["type"]) == (409, "urn:llmos:data")
+    taken = api.join(name="other")
+    assert (taken.status_code, problem(taken)["type"]) == (409, "urn:llmos:data")
+
+
+def test_devices_are_listed_with_what_they_do_until_they_fall_silent(api: Api) -> None:
+    api.join()
+    (device,) = api.get("/api/v1/devices").json()
+    assert device["state"] == "away"
+    assert parse_public(device["public_key"]) == api.device_key.public
+    api.fleet._refresh()
+    api.fleet._stations[DeviceId("kitchen")].heard_at = api.clock.now()
+    api.fleet.set_state(DeviceId("kitchen"), "training")
+    assert api.get("/api/v1/devices").json()[0]["state"] == "training"
+    api.clock.run(until_s=1000 + PRESENT_S)
+    assert api.get("/api/v1/devices").json()[0]["state"] == "training"
+    api.clock.run(until_s=1000 + PRESENT_S + 0.1)
+    assert api.get("/api/v1/devices").json()[0]["state"] == "away"
+
+
+# Runs
+
+
+def test_a_job_becomes_a_run(api: Api) -> None:
+    answer = api.submit()
+    assert answer.status_code == 201
+    assert answer.json()["state"] == "preparing"
+    assert api.get("/api/v1/runs/trial").json() == answer.json()
+    assert api.get("/api/v1/runs").json() == [answer.json()]
+
+
+def test_a_job_with_three_mistakes_names_all_three(api: Api) -> None:
+    answer = api.submit(training={"rouns": 3, "learning_rate": -1.0}, protection={"min_devices": 9})
+    assert answer.status_code == 422
+    detail = problem(answer)["detail"]
+    assert "training.rouns: unknown, did you mean rounds?" in detail
+    assert "training.learning_rate: must be greater than 0" in detail
+    assert "9 is more than max_devices (8)" in detail
+    assert api.store.runs() == []
+
+
+def test_an_unknown_base_model_is_refused_with_a_sentence(api: Api) -> None:
+    answer = api.submit(model={"base": "no such model"})
+    assert (answer.status_code, problem(answer)["type"]) == (422, "urn:llmos:model")
+    assert "there is no folder no such model" in problem(answer)["detail"]
+    assert api.store.runs() == []
+
+
+def test_a_name_is_taken_once(api: Api) -> None:
+    assert api.submit().status_code == 201
+    answer = api.submit()
+    assert answer.status_code == 409
+    assert "give the job another name" in problem(answer)["detail"]
+
+
+@pytest.mark.parametrize("name", ["a/b", "../x", "-a", "a-", "A", "", "a" * 42, "a\n", 3])
+def test_a_run_cannot_be_called_anything(api: Api, name: object) -> None:
+    tables = job_tables(api.base)
+    answer = api.post("/api/v1/runs", {"job": {**tables, "name": name}, "probe": [], "seed": 1})
+    assert answer.status_code == 422
+    assert "name" in problem(answer)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({}, ("job", "probe", "seed")),
+        ({"job": {}, "probe": [["only text"]], "seed": -1}, ("probe.0", "seed")),
+        ([], ("body",)),
+    ],
+)
+def test_a_malformed_request_names_every_field(
+    api: Api, body: object, named: tuple[str, ...]
+) -> None:
+    answer = api.post("/api/v1/runs", body)
+    assert answer.status_code == 422
+    detail = problem(answer)["detail"]
+    assert all(name in detail for name in named), detail
+
+
+def test_a_request_that_is_not_json_is_a_problem_too(api: Api) -> None:
+    answer = api.client.post("/api/v1/runs", content=b"{", headers=HEADERS)
+    assert problem(answer)["status"] == 422
+
+
+@pytest.mark.parametrize("text", ['{"job": {"\\ud800": 1}, "probe": [], "seed": 1}'])
+def test_text_that_is_none_is_refused_and_not_a_crash(api: Api, text: str) -> None:
+    """JSON can spell lone surrogates, which no file and no answer can hold."""
+    headers = {**HEADERS, "Content-Type": "application/json"}
+    answer = api.client.post("/api/v1/runs", content=text, headers=headers)
+    assert problem(answer)["status"] == 422
+
+
+@pytest.mark.parametrize("field", [0, 1, 2])
+def test_examples_that_are_no_text_are_refused(api: Api, field: int) -> None:
+    row = ["text", "label", "group"]
+    row[field] = "\ud800"
+    body = {"job": job_tables(api.base), "probe": [row, ["b", "c", "d"]], "seed": 1}
+    headers = {**HEADERS, "Content-Type": "application/json"}
+    answer = api.client.post("/api/v1/runs", content=json.dumps(body), headers=headers)
+    assert problem(answer)["status"] == 422
+    assert api.store.runs() == []
+
+
+def test_an_unknown_run_is_not_found(api: Api) -> None:
+    for answer in (api.get("/api/v1/runs/none"), api.post("/api/v1/runs/none/stop", {})):
+        assert (answer.status_code, problem(answer)["type"]) == (
+            404,
+            "urn:llmos:round.run_not_found",
+        )
+    assert api.stopped == []
+
+
+def test_a_run_is_stopped_by_the_coordinators_own_thread(api: Api) -> None:
+    api.submit()
+    answer = api.post("/api/v1/runs/trial/stop", {"reason": "enough"})
+    assert (answer.status_code, answer.json()) == (202, {"run": "trial"})
+    assert api.stopped == [("trial", "enough")]
+    assert api.post("/api/v1/runs/trial/stop", {"reason": "x" * 501}).status_code == 422
+
+
+def test_answers_hold_no_update_and_nothing_that_names_one(api: Api) -> None:
+    api.submit()
+    digest, record = Digest("d" * 64), b"a signed record"
+    history: list[rounds.Transition] = [
+        rounds.Planned(Digest("0" * 64)),
+        rounds.KeyAnnounced(b"announcement"),
+        rounds.Invited(("kitchen", "cellar"), 1.0),
+        rounds.DeviceDeclined("cellar", "busy", "not now"),
+        rounds.UpdateStored("kitchen", digest, record),
+    ]
+    for row in history:
+        api.store.commit(RunId("trial"), RoundNumber(1), row, now=1.0)
+    for path in ("/api/v1/runs", "/api/v1/runs/trial"):
+        text = api.get(path).text
+        assert digest not in text
+        assert record.decode() not in text
+        assert "kitchen" not in text, "who contributed is nobody's business"
+        assert '"reported":1' in text
+
+
+def test_what_went_wrong_inside_is_not_told(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    from shared.errors import LlmOsError
+
+    def fail() -> list[Any]:
+        raise LlmOsError("the secret detail")
+
+    monkeypatch.setattr(api.store, "runs", fail)
+    answer = api.get("/api/v1/runs")
+    assert answer.status_code == 500
+    assert "secret" not in json.dumps(problem(answer))

@@ -1,0 +1,196 @@
+"""Command lines speak to the coordinator's API, and turn its refusals into one sentence."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from coordinator.commands import Client, device, run
+from shared.errors import AccessDenied, CoordinatorUnavailable, RoundError
+
+Answer = tuple[int, object]
+
+
+class Server:
+    """An HTTP server on loopback that answers as it is told and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, str, Any]] = []
+        self.answer: Callable[[str, str], Answer] = lambda method, path: (200, {})
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                length = int(self.headers.get("Content-Length", 0))
+                body = self.rfile.read(length)
+                token = self.headers.get("Authorization", "")
+                asked = json.loads(body) if body else None
+                server.asked.append((self.command, self.path, token, asked))
+                status, content = server.answer(self.command, self.path)
+                data = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_POST = do_GET
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+@contextmanager
+def client_of(server: Server, token: str = "token") -> Iterator[Client]:  # noqa: S107
+    client = Client(server.url, token)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def test_the_token_is_shown_and_json_goes_both_ways(server: Server) -> None:
+    server.answer = lambda method, path: (201, {"method": method, "path": path})
+    with client_of(server) as client:
+        assert client.post("/api/v1/runs", {"a": 1}) == {"method": "POST", "path": "/api/v1/runs"}
+        assert client.get("/api/v1/runs") == {"method": "GET", "path": "/api/v1/runs"}
+    assert server.asked == [
+        ("POST", "/api/v1/runs", "Bearer token", {"a": 1}),
+        ("GET", "/api/v1/runs", "Bearer token", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (401, AccessDenied),
+        (403, AccessDenied),
+        (404, RoundError),
+        (422, RoundError),
+        (500, RoundError),
+    ],
+)
+def test_a_refusal_is_raised_with_its_own_words(
+    server: Server, status: int, error: type[Exception]
+) -> None:
+    server.answer = lambda method, path: (status, {"detail": "because of this"})
+    with client_of(server) as client, pytest.raises(error, match="because of this"):
+        client.get("/")
+
+
+@pytest.mark.parametrize("body", [b"<html>bad gateway</html>", b'["a list"]', b'"bad gateway"'])
+def test_an_answer_of_somebody_else_is_shown_as_it_is(server: Server, body: bytes) -> None:
+    server.answer = lambda method, path: (502, body)
+    with client_of(server) as client, pytest.raises(RoundError) as caught:
+        client.get("/")
+    assert str(caught.value) == body.decode()
+
+
+def test_where_nobody_answers_the_error_says_what_to_do() -> None:
+    server = Server()
+    server.close()
+    with client_of(server) as client, pytest.raises(CoordinatorUnavailable, match="'llmos up'"):
+        client.get("/")
+
+
+def test_the_token_is_found_in_the_coordinators_folder_or_the_environment(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LLMOS_TOKEN", raising=False)
+    with pytest.raises(AccessDenied, match="start the coordinator with 'llmos up'"):
+        Client.of_home(tmp_path, server.url)
+    (tmp_path / "admin.token").write_text("from-the-folder\n")
+    shown = []
+    for _ in range(2):
+        client = Client.of_home(tmp_path, server.url)
+        client.get("/")
+        client.close()
+        shown.append(server.asked[-1][2])
+        monkeypatch.setenv("LLMOS_TOKEN", "from-the-environment")
+    assert shown == ["Bearer from-the-folder", "Bearer from-the-environment"]
+
+
+def invoke(app: Any, server: Server, *arguments: str) -> str:
+    """What a command prints."""
+    result = CliRunner().invoke(
+        app, [*arguments, "--url", server.url], env={"LLMOS_TOKEN": "t", "COLUMNS": "200"}
+    )
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+ROUND = {
+    "round": 1,
+    "state": "applied",
+    "invited": 4,
+    "reported": 3,
+    "declined": {"cellar": "no examples"},
+    "accuracy": {"": 0.5},
+    "loss": 1.25,
+    "accepted": True,
+    "reason": "",
+}
+VIEW = {"run": "trial", "state": "running", "reason": "", "rounds": [ROUND]}
+JOINED = {"name": "kitchen", "state": "idle", "fingerprint": "ABCD-EFGH"}
+WITHOUT_RESULT = ROUND | {"accuracy": {}, "loss": None, "state": "open"}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_runs_and_devices_are_shown_as_tables_or_as_json(server: Server) -> None:
+    server.answer = lambda method, path: (200, [VIEW])
+    assert "0.500" in invoke(run, server, "ls")
+    assert json.loads(invoke(run, server, "ls", "--json")) == [VIEW]
+    server.answer = lambda method, path: (200, VIEW | {"rounds": [ROUND, WITHOUT_RESULT]})
+    shown = invoke(run, server, "show", "trial")
+    assert "trial: running" in shown
+    assert "cellar: no examples" in shown
+    assert server.asked[-1][1] == "/api/v1/runs/trial"
+    server.answer = lambda method, path: (200, [JOINED])
+    assert "ABCD-EFGH" in invoke(device, server, "ls")
+    assert json.loads(invoke(device, server, "ls", "--json")) == [JOINED]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_tokens_and_stops_are_asked_for(server: Server) -> None:
+    server.answer = lambda method, path: (201, {"token": "secret.ABCD", "expires_at": 1.0})
+    assert invoke(device, server, "token", "--minutes", "2") == "secret.ABCD\n"
+    assert server.asked[-1][1:] == ("/api/v1/devices/tokens", "Bearer t", {"valid_s": 120.0})
+    invoke(run, server, "stop", "trial")
+    assert server.asked[-1][:2] == ("POST", "/api/v1/runs/trial/stop")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_job_is_submitted_with_its_examples(server: Server, tmp_path: Path) -> None:
+    job, probe = tmp_path / "job.toml", tmp_path / "probe.csv"
+    job.write_text('name = "trial"\n[training]\nrounds = 3\n')
+    probe.write_text("text,label,lang\nwhere is it,track,en\n钱呢,refund,zh\n", encoding="utf-8")
+    server.answer = lambda method, path: (201, VIEW)
+    arguments = (str(job), "--probe", str(probe), "--group-column", "lang", "--seed", "9")
+    assert invoke(run, server, "submit", *arguments) == "submitted trial\n"
+    _, path, _, body = server.asked[-1]
+    assert path == "/api/v1/runs"
+    assert body["job"]["training"]["rounds"] == 3
+    assert body["probe"] == [["where is it", "track", "en"], ["钱呢", "refund", "zh"]]
+    assert body["seed"] == 9

@@ -1,0 +1,151 @@
+"""``llmos up`` is ready when it says so, and leaves nothing behind however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from coordinator import process
+from tests.support.brokers import eventually, mosquitto_or_skip
+from tests.support.proc import Process, descendants
+
+pytestmark = [pytest.mark.broker, pytest.mark.processes]
+
+ROOT = Path(__file__).parents[2]
+
+
+class Up:
+    """A running coordinator and the processes below it."""
+
+    def __init__(self, child: subprocess.Popen[bytes], home: Path) -> None:
+        self.process = child
+        self.home = home
+        self.ready: dict[str, Any] = json.loads((home / "ready.json").read_text())
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.ready["url"] + path, trust_env=False, timeout=5)
+
+    @property
+    def children(self) -> list[Process]:
+        return descendants(self.process.pid)
+
+
+def command(home: Path, *options: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "shared.command_line", "up", "--home", str(home)),
+        *("--port", "0", "--broker-port", "0"),
+        *options,
+    ]
+
+
+@contextmanager
+def running(home: Path, *options: str) -> Iterator[Up]:
+    """``llmos up`` from the moment it says that it is ready."""
+    mosquitto_or_skip()
+    with (home.parent / "log").open("ab") as log:
+        child = subprocess.Popen(command(home, *options), cwd=ROOT, stdout=log, stderr=log)
+    try:
+        there = eventually(
+            lambda: (home / "ready.json").exists() or child.poll() is not None, within_s=60
+        )
+        assert there, "it was not ready in time"
+        assert child.poll() is None, (home.parent / "log").read_text()
+        yield Up(child, home)
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_it_answers_as_soon_as_it_says_that_it_is_ready(tmp_path: Path) -> None:
+    with running(tmp_path / "home") as up:
+        # No second try: whoever waited for the file may connect.
+        assert up.get("/healthz").json() == {"status": "ok"}
+        assert eventually(lambda: bool(up.get("/readyz").json()["ready"]))
+        assert up.get("/api/v1/runs").status_code == 401
+        token = (up.home / "admin.token").read_text()
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = httpx.get(up.ready["url"] + "/api/v1/runs", headers=headers, trust_env=False)
+        assert answer.json() == []
+        for secret in ("admin.token", "identity.key"):
+            assert stat.S_IMODE((up.home / secret).stat().st_mode) == 0o600
+        assert up.ready["pid"] == up.process.pid
+        second = subprocess.run(
+            command(up.home), cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert second.returncode == 1
+        assert "another process works in" in second.stderr
+        assert up.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_its_children_end_with_it(tmp_path: Path, number: signal.Signals) -> None:
+    with running(tmp_path / "home") as up:
+        assert eventually(lambda: bool(up.get("/readyz").json()["ready"]))
+        children = up.children
+        assert any("mosquitto" in child.command for child in children)
+        assert all(child.alive for child in children)
+        os.kill(up.process.pid, number)
+        assert eventually(lambda: up.process.poll() is not None)
+        assert eventually(lambda: not any(child.alive for child in children)), children
+        assert up.process.returncode == (0 if number != signal.SIGKILL else -number)
+        assert (up.home / "ready.json").exists() == (number == signal.SIGKILL)
+
+
+def test_a_broker_that_dies_is_started_again_on_the_same_port(tmp_path: Path) -> None:
+    with running(tmp_path / "home") as up:
+        assert eventually(lambda: bool(up.get("/readyz").json()["ready"]))
+        (broker,) = [child for child in up.children if "mosquitto" in child.command]
+        os.kill(broker.pid, signal.SIGKILL)
+        assert eventually(lambda: not up.get("/readyz").json()["ready"])
+        assert eventually(lambda: bool(up.get("/readyz").json()["ready"]), within_s=20)
+        (again,) = [child for child in up.children if "mosquitto" in child.command]
+        assert again.pid != broker.pid
+
+
+def test_after_a_kill_it_starts_on_the_same_folder_with_the_same_key_and_token(
+    tmp_path: Path,
+) -> None:
+    keys = []
+    for _ in range(2):
+        with running(tmp_path / "home") as up:
+            keys.append((up.ready["public_key"], (up.home / "admin.token").read_text()))
+        (tmp_path / "home" / "ready.json").unlink()  # it was killed
+    assert keys[0] == keys[1]
+
+
+def test_requests_wait_for_the_server_from_the_moment_its_port_is_known() -> None:
+    app = FastAPI()
+    app.get("/here")(dict)
+    for _ in range(3):
+        with process._served(app, 0) as port:
+            answer = httpx.get(f"http://127.0.0.1:{port}/here", trust_env=False)
+            assert answer.status_code == 200
+
+
+def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
+    mosquitto_or_skip()
+    with running(tmp_path / "home") as up:
+        port = up.ready["url"].rpartition(":")[2]
+        answer = subprocess.run(
+            [*command(tmp_path / "other"), "--port", port],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert answer.returncode == 1
+        assert f"--port: {port} is taken" in answer.stderr
+        assert "Traceback" not in answer.stderr
