@@ -48,6 +48,7 @@ from shared.errors import (
     NonFiniteUpdate,
     ProtocolError,
     RoundClosed,
+    RoundError,
     StorageError,
     WrongKey,
 )
@@ -328,12 +329,22 @@ class Conductor:
         if self.plan.scheme is Scheme.CLEAR:
             self._commit(KeyAnnounced(b""))
             return True
+        if self._key_holder_is_silent(now):
+            return True
         if self._asked.due("key", now):
             layout = self.plan.layout
             self._to_holder(
                 KeyRequest(self.plan.scheme, layout.count, layout.bits, layout.max_devices)
             )
         return False
+
+    def _key_holder_is_silent(self, now: float) -> bool:
+        """Whether the key holder has been waited for long enough; the round has then failed."""
+        patience_s = self.plan.job.cohort.round_timeout_s
+        if now - self._progress_at <= patience_s:
+            return False
+        self._fail(RoundError(f"the key holder did not answer for {patience_s:.0f} s"))
+        return True
 
     def _invite(self, round_: Round, now: float) -> bool:
         cohort, protection = self.plan.job.cohort, self.plan.job.protection
@@ -390,6 +401,8 @@ class Conductor:
             )
             digest = self._store.keep(np.asarray(values, "<i8").tobytes())
             self._commit(SumOpened(digest, len(round_.closed)))
+            return True
+        if self._key_holder_is_silent(now):
             return True
         if self._asked.due("open", now):
             manifest = self._manifest(round_)

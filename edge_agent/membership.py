@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import httpx
 
@@ -55,6 +55,15 @@ class Membership(Table):
     def budget(self) -> float:
         """The budget as a number that compares."""
         return math.inf if self.epsilon_budget is None else self.epsilon_budget
+
+
+class _Welcome(Table):
+    """What a coordinator answers to a device that joins."""
+
+    coordinator: str
+    key_holder: str
+    broker_host: str
+    broker_port: int
 
 
 def read_membership(home: Path) -> Membership:
@@ -123,19 +132,19 @@ def join(
     answer = _ask(
         url, {"token": secret, "name": name, "public_key": format_public(identity.public)}
     )
-    if fingerprint(parse_public(answer["coordinator"])) != coordinator_print:
+    if fingerprint(parse_public(answer.coordinator)) != coordinator_print:
         raise WrongKey("the coordinator that answers is not the one the token was made by")
-    offered = answer["key_holder"]
+    offered = answer.key_holder
     if key_holder and (not offered or fingerprint(parse_public(offered)) != key_holder):
         raise WrongKey("the coordinator works with another key holder than --key-holder names")
     membership = read(
         Membership,
         {
             "device": name,
-            "coordinator": answer["coordinator"],
+            "coordinator": answer.coordinator,
             "key_holder": offered if key_holder else "",
-            "broker_host": answer["broker_host"],
-            "broker_port": answer["broker_port"],
+            "broker_host": answer.broker_host,
+            "broker_port": answer.broker_port,
             "min_devices": min_devices,
             "epsilon_budget": epsilon_budget,
             "clear_runs": clear_runs,
@@ -147,7 +156,7 @@ def join(
     return membership
 
 
-def _ask(url: str, body: dict[str, str]) -> dict[str, Any]:
+def _ask(url: str, body: dict[str, str]) -> _Welcome:
     try:
         response = httpx.post(
             f"{url.rstrip('/')}/api/v1/devices/join", json=body, timeout=30, trust_env=False
@@ -157,7 +166,12 @@ def _ask(url: str, body: dict[str, str]) -> dict[str, Any]:
             f"no coordinator answers at {url}: check the address and that 'llmos up' runs there"
         ) from err
     if response.is_success:
-        return dict(response.json())
+        try:
+            return read_json(_Welcome, response.content, source="answer")
+        except ConfigError as err:
+            raise CoordinatorUnavailable(
+                f"what answers at {url} is not a coordinator: check the address"
+            ) from err
     try:
         detail = str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):

@@ -103,6 +103,10 @@ class Child:
                 raise errors.ChildDied(
                     f"the worker {self._module} ended (status {status}) during '{operation}'"
                 ) from err
+            except BaseException:
+                # Interrupted: its answer would be taken for the next call's.
+                self._stop()
+                raise
         if "error" in answer:
             raise _rebuilt(answer["error"], answer["message"])
         return answer["result"]

@@ -24,7 +24,7 @@ from coordinator.views import view_run
 from shared.config import read
 from shared.crypto.identity import fingerprint, format_public, parse_public
 from shared.data_files import Example
-from shared.errors import AccessDenied, DataError
+from shared.errors import AccessDenied, ConfigError, DataError
 from shared.job import Job
 from shared.types import DeviceId, PublicKey, RunId
 from shared.wire import topics
@@ -198,9 +198,13 @@ def _runs(services: Services) -> APIRouter:
     @router.post("/runs", status_code=status.HTTP_201_CREATED)
     def submit_run(body: NewRun) -> dict[str, Any]:
         """Submit a job. Refused whole, with every problem named."""
+        job = read(Job, body.job, source="job")
+        if job.protection.scheme != "clear" and services.key_holder is None:
+            problem = "this coordinator has no key holder to open sums: start it with --key-holder"
+            raise ConfigError([f"protection.scheme: {problem}"], source="job")
         plan = submit(
             store,
-            read(Job, body.job, source="job"),
+            job,
             [Example(*row) for row in body.probe],
             seed=body.seed,
             simulation=body.simulation,

@@ -106,7 +106,12 @@ def log(
     """Show every sum that was opened."""
     path = home.expanduser() / "openings.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    records = [json.loads(line) for line in lines]
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:  # torn by a power cut: the opening's record was written again after it
+            typer.echo(f"{path}, line {number}: not whole", err=True)
     if as_json:
         typer.echo(json.dumps(records))
         return

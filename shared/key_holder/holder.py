@@ -500,7 +500,10 @@ class KeyHolder:
             "total": opening.total,
             "sum": digest_of(values),
         }
-        append_durably(self._home / "openings.jsonl", json.dumps(record).encode() + b"\n")
+        path = self._home / "openings.jsonl"
+        # A line that a power cut tore must not swallow the next one.
+        torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+        append_durably(path, b"\n" * bool(torn) + json.dumps(record).encode() + b"\n")
 
     # Small things
 

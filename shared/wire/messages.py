@@ -5,14 +5,15 @@ things (adapters, keys, encrypted updates, opened sums) never ride in a message:
 it names their digest and size, and the receiver asks for the blob in windows
 (:mod:`shared.wire.chunks`).
 
-Versioning: fields are only ever added, with a default; a changed meaning is a
-new class. Unknown kinds and unknown fields are refused.
+Versioning: a message never changes. Another field or meaning is another kind;
+unknown kinds, and unknown or missing fields, are refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Final, get_type_hints
 
 from shared.errors import UndecodableMessage
@@ -252,7 +253,7 @@ def from_body(kind: str, body: bytes) -> Message:
     if cls is None:
         raise UndecodableMessage(f"unknown kind of message {kind[:40]!r}")
     values = codec.decode(body)
-    hints = _field_types(cls)
+    hints = _field_types(kind)
     if not isinstance(values, dict) or values.keys() != hints.keys():
         raise UndecodableMessage(f"a '{kind}' has the fields {sorted(hints)}")
     for name, expected in hints.items():
@@ -264,6 +265,8 @@ def from_body(kind: str, body: bytes) -> Message:
     return cls(**values)
 
 
-def _field_types(cls: type[Message]) -> dict[str, type]:
+@cache
+def _field_types(kind: str) -> dict[str, type]:
+    cls = KINDS[kind]
     hints = get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}

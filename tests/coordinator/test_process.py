@@ -127,7 +127,7 @@ def test_after_a_kill_it_starts_on_the_same_folder_with_the_same_key_and_token(
 
 def test_requests_wait_for_the_server_from_the_moment_its_port_is_known() -> None:
     app = FastAPI()
-    app.get("/here")(dict)
+    app.get("/here")(lambda: {"here": True})
     for _ in range(3):
         with process._served(app, 0) as port:
             answer = httpx.get(f"http://127.0.0.1:{port}/here", trust_env=False)

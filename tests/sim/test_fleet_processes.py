@@ -176,4 +176,5 @@ def test_everything_at_once_as_in_a_power_cut(story: Story, watched: Watched) ->
 
 def test_the_undisturbed_run_counted_every_device_in_every_round(watched: Watched) -> None:
     assert [report["reported"] for report in watched.view["rounds"]] == [3] * ROUNDS
+    assert all(report["accepted"] for report in watched.view["rounds"])
     assert len(set(watched.adapters.values())) == ROUNDS

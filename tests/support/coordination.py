@@ -21,6 +21,7 @@ import numpy as np
 from coordinator.coordinator import Coordinator
 from coordinator.federation.rounds import Planned, Transition, UpdateStored
 from coordinator.federation.secure_sum import Adder
+from coordinator.probe import MakeEmbedder
 from coordinator.store.store import Store
 from coordinator.submission import submit
 from shared.actors import Actor, Workbench
@@ -85,7 +86,7 @@ class FixedFeatures:
     def encode(self, texts: Sequence[str]) -> FloatMatrix:
         seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) for text in texts]
         rows = np.stack([np.random.default_rng(seed).normal(size=FEATURES) for seed in seeds])
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
     def close(self) -> None:
         """Nothing was started."""
@@ -349,6 +350,7 @@ class World:
         self.restarts = 0
         self.committed: list[Transition | str] = []
         """What was committed, in order, over all lives of the coordinator."""
+        self.make_embedder: MakeEmbedder = FixedFeatures
         self.crash_at: Callable[[Transition | str], bool] = lambda _: False
         """Asked after every commit; the coordinator's process ends where it says so."""
         self.make_store: Callable[[str, Path], Store] = Store
@@ -429,7 +431,7 @@ class World:
             key_holder=self.holder_identity.public,
             bench=mortal,
             adder=self.adder,
-            make_embedder=FixedFeatures,
+            make_embedder=self.make_embedder,
         )
         self._mortal = mortal
         drive(mortal, self.transport, self.time)

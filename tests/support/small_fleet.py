@@ -60,7 +60,7 @@ def small_scenario(folder: Path, **tables: dict[str, Any]) -> Scenario:
     chosen: dict[str, dict[str, Any]] = {
         "data": {"path": str(write_tickets(folder / "tickets.csv")), "alpha": 1.0},
         "population": {"devices": 3},
-        "training": {"rounds": 3, "learning_rate": 20.0, "examples_cap": 50},
+        "training": {"rounds": 3, "learning_rate": 5.0, "examples_cap": 50},
         "protection": {"min_devices": 3},
     }
     merged = {name: chosen.get(name, {}) | tables.get(name, {}) for name in chosen | tables}

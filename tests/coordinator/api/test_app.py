@@ -114,7 +114,9 @@ def routes_of(app: FastAPI) -> list[tuple[str, str]]:
     paths = app.openapi()["paths"]
     shown = {(method.upper(), path) for path, item in paths.items() for method in item}
     routes = [route for route in app.routes if isinstance(route, APIRoute)]
-    return sorted(shown | {(method, route.path) for route in routes for method in route.methods})
+    return sorted(
+        shown | {(method, route.path) for route in routes for method in route.methods or ()}
+    )
 
 
 def test_the_sweep_below_sees_every_route(api: Api) -> None:
@@ -129,7 +131,7 @@ def test_the_sweep_below_sees_every_route(api: Api) -> None:
     "shown", [None, "", "Bearer ", "Bearer wrong", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", "ü"]
 )
 def test_without_the_token_every_route_but_joining_is_denied(api: Api, shown: str | None) -> None:
-    headers = {} if shown is None else {"Authorization": shown.encode()}
+    headers = {} if shown is None else {b"Authorization": shown.encode()}
     for method, path in routes_of(api.app):
         if not path.startswith("/api") or (method, path) in OPEN:
             continue

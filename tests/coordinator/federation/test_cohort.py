@@ -60,7 +60,7 @@ def test_at_most_half_of_the_invitations_are_planned_to_be_lost(dropout: float, 
 def test_a_restart_draws_the_same_cohort_and_another_round_another() -> None:
     def stream(seed: int = 1, run: str = "run", number: int = 1) -> list[int]:
         rng = cohort_stream(seed, RunId(run), RoundNumber(number))
-        return rng.integers(0, 2**62, 4).tolist()
+        return [int(number) for number in rng.integers(0, 2**62, 4)]
 
     assert stream() == stream()
     others = [stream(seed=2), stream(run="other"), stream(number=2)]
