@@ -25,6 +25,8 @@ _ADVICE: Final = {
     errno.EROFS: "the file system is read-only",
     errno.EFBIG: "the file would be larger than this system or user may write",
     errno.EIO: "the disk reports errors: look after its health before you go on",
+    errno.ENOTDIR: "there is a file where a folder should be: choose another place",
+    errno.EEXIST: "there is a file where a folder should be: choose another place",
     errno.EACCES: "permission denied: run as the owner of this folder or choose another",
 }
 

@@ -216,6 +216,8 @@ def test_a_process_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
         (errno.EACCES, "permission denied"),
         (errno.EFBIG, "larger"),
         (errno.EIO, "health"),
+        (errno.ENOTDIR, "where a folder should be"),
+        (errno.EEXIST, "where a folder should be"),
     ],
 )
 def test_what_the_disk_refuses_comes_with_advice(number: int, advice: str) -> None:

@@ -136,7 +136,11 @@ def test_an_actor_ticks_when_it_asked_to_and_after_each_message(time: VirtualTim
     actor, drummer = Metronome(time), network.attach("drummer")
     drive(actor, network.attach("actor"), time)
     drummer.open(lambda _topic, _payload: None, ())
-    time.schedule(4.0, lambda: drummer.publish("beat", b""))
+
+    def beat() -> None:
+        drummer.publish("beat", b"")
+
+    time.schedule(4.0, beat)
     time.run(until=never, limit_s=25.0)
     assert actor.heard == [4.0]
     assert actor.ticks == [0.0, 4.0, 14.0, 24.0]

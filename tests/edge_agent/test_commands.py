@@ -1,0 +1,124 @@
+"""What an owner types on a device: each command says what it did, or in a sentence why not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edge_agent.examples import ExampleStore
+from edge_agent.membership import FILE, Membership
+from edge_agent.outbox import Outbox
+from edge_agent.participate import Home
+from shared.crypto.identity import Identity, fingerprint, format_public
+from shared.data_files import Example
+from shared.privacy.accountant import NonPrivate, SampledGaussian, epsilon
+from shared.privacy.ledger import Charge, Ledger
+from shared.types import RoundNumber, RunId
+from tests.support.commands import CommandLine
+
+
+@pytest.fixture
+def llmos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return CommandLine(monkeypatch, capsys)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """A device that has joined; nobody listens at its broker's port."""
+    home = Home(tmp_path / "device")
+    identity = Identity.create(home.folder / "identity.key")
+    membership = Membership(
+        device="kitchen",
+        coordinator=format_public(identity.public),
+        key_holder="",
+        broker_host="127.0.0.1",
+        broker_port=1,
+    )
+    (home.folder / FILE).write_text(membership.model_dump_json())
+    return home
+
+
+@pytest.fixture
+def tickets(tmp_path: Path) -> Path:
+    path = tmp_path / "tickets.csv"
+    path.write_text("body,intent\nwhere is it,delivery\nmoney back,refund\n")
+    return path
+
+
+def test_examples_are_added_once(llmos: CommandLine, home: Home, tickets: Path) -> None:
+    words = ("edge", "data", "add", tickets, "--text-column", "body", "--label-column", "intent")
+    assert llmos(*words, "--home", home.folder) == 0
+    assert "added 2 examples (0 were there already)" in llmos.out
+    assert llmos(*words, "--home", home.folder, "--json") == 0
+    assert json.loads(llmos.out) == {"new": 0, "duplicates": 2, "total": 2}
+    assert ExampleStore(home.examples).examples()[0] == Example("where is it", "delivery")
+
+
+def test_a_file_without_the_column_adds_nothing(
+    llmos: CommandLine, home: Home, tickets: Path
+) -> None:
+    assert llmos("edge", "data", "add", tickets, "--home", home.folder) == 1
+    for name in ("'text'", "'label'", "'body'", "'intent'", str(tickets)):
+        assert name in llmos.err
+    assert not home.examples.exists()
+
+
+def test_status_is_who_it_is_what_it_has_and_what_waits(llmos: CommandLine, home: Home) -> None:
+    ExampleStore(home.examples).add([Example("text", "label")])
+    Outbox(home.outbox).put(RunId("run"), RoundNumber(1), b"frame", scheme="clear", key_id="")
+    assert llmos("edge", "status", "--home", home.folder, "--json") == 0
+    identity = Identity.load(home.folder / "identity.key")
+    assert json.loads(llmos.out) == {
+        "device": "kitchen",
+        "public_key": format_public(identity.public),
+        "fingerprint": fingerprint(identity.public),
+        "broker": "127.0.0.1:1",
+        "examples": 1,
+        "updates_waiting": 1,
+    }
+    assert llmos("edge", "status", "--home", home.folder) == 0
+    assert "updates waiting: 1" in llmos.out
+
+
+def test_the_budget_is_what_the_ledger_comes_to(llmos: CommandLine, home: Home) -> None:
+    fact = SampledGaussian(noise_multiplier=2.0, sample_rate=1.0, steps=3)
+    ledger = Ledger(home.ledger)
+    ledger.charge(Charge(RunId("run"), RoundNumber(1), "store", (fact,), "2026-01-01T00:00:00Z"))
+    assert llmos("edge", "budget", "show", "--home", home.folder, "--json") == 0
+    shown = json.loads(llmos.out)
+    assert shown["epsilon"] == pytest.approx(epsilon([fact], delta=1e-5))
+    assert (shown["budget"], shown["delta"], shown["charges"]) == (10.0, 1e-5, 1)
+    assert llmos("edge", "budget", "show", "--home", home.folder) == 0
+    assert f"{shown['epsilon']:.3f} of 10 at δ = 1e-05, over 1 charges" in llmos.out
+    no_noise = NonPrivate(reason="no noise")
+    ledger.charge(Charge(RunId("run"), RoundNumber(2), "store", (no_noise,), "2026-01-02T00:00Z"))
+    assert llmos("edge", "budget", "show", "--home", home.folder, "--json") == 0
+    assert json.loads(llmos.out)["epsilon"] is None
+
+
+@pytest.mark.parametrize("command", [["run"], ["status"], ["budget", "show"]])
+def test_a_device_that_has_not_joined_is_told_how(
+    llmos: CommandLine, tmp_path: Path, command: list[str]
+) -> None:
+    assert llmos("edge", *command, "--home", tmp_path / "new") == 1
+    assert "llmos edge join" in llmos.err
+
+
+def test_an_unreachable_broker_is_named_and_nothing_is_left(llmos: CommandLine, home: Home) -> None:
+    before = {file.name for file in home.folder.iterdir()}
+    assert llmos("edge", "run", "--home", home.folder) == 1
+    assert "127.0.0.1" in llmos.err
+    assert ":1" in llmos.err
+    assert {file.name for file in home.folder.iterdir()} - before <= {"lock", "sequence"}
+
+
+def test_joining_an_absent_coordinator_says_what_to_check(
+    llmos: CommandLine, tmp_path: Path
+) -> None:
+    token = f"secret.{fingerprint(Identity.create(tmp_path / 'key').public)}"
+    options = ("--token", token, "--name", "kitchen", "--home", tmp_path / "new")
+    assert llmos("edge", "join", "http://127.0.0.1:1", *options) == 1
+    assert "llmos up" in llmos.err
+    assert not (tmp_path / "new" / FILE).exists()
