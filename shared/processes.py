@@ -31,8 +31,7 @@ _LENGTH: Final = struct.Struct("<Q")
 Operation = Callable[..., Any]
 
 
-def _write(pipe: IO[bytes], value: object) -> None:
-    frame = cbor2.dumps(value)
+def _write(pipe: IO[bytes], frame: bytes) -> None:
     pipe.write(_LENGTH.pack(len(frame)))
     pipe.write(frame)
     pipe.flush()
@@ -91,12 +90,13 @@ class Child:
             ChildDied: the process ended before it answered.
             LlmOsError: raised by the operation; same class, same message.
         """
+        request = cbor2.dumps({"operation": operation, "arguments": arguments})
         with self._lock:
             try:
                 process = self._started()
                 assert process.stdin is not None
                 assert process.stdout is not None
-                _write(process.stdin, {"operation": operation, "arguments": arguments})
+                _write(process.stdin, request)
                 answer = _read(process.stdout)
             except (EOFError, OSError) as err:
                 status = self._stop()
@@ -184,10 +184,10 @@ def serve(operations: Mapping[str, Operation]) -> None:
             return
         try:
             result = operations[request["operation"]](**request["arguments"])
+            answer = cbor2.dumps({"result": result})
         except Exception as err:  # noqa: BLE001  whatever it was, the parent must hear of it
-            _write(answers, {"error": type(err).__name__, "message": str(err)})
-        else:
-            _write(answers, {"result": result})
+            answer = cbor2.dumps({"error": type(err).__name__, "message": str(err)})
+        _write(answers, answer)
 
 
 def die_with_parent(parent: int) -> None:

@@ -74,9 +74,18 @@ def simulated_twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]
 
 
 @pytest.fixture(scope="session")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     """The small story with real processes, once for all tests. Mark them ``processes``."""
     from tests.support.stories import watch
 
-    with watch(tmp_path_factory.mktemp("watched")) as seen:
-        yield seen
+    return watch(tmp_path_factory.mktemp("watched"))
+
+
+@pytest.fixture(autouse=True)
+def _own_logs() -> Iterator[None]:
+    """What one test decides about logs is over with it."""
+    import structlog
+
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)

@@ -10,6 +10,7 @@ import dataclasses
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from coordinator.federation.rounds import (
     UpdateStored,
 )
 from coordinator.store.store import Store
-from shared.crypto.sum_cipher import key_id_of, opener_for
+from shared.crypto.sum_cipher import SumContext, key_id_of, opener_for
 from shared.crypto.sum_worker import SumWorker
 from shared.errors import StorageError
 from shared.files import digest_of
@@ -309,6 +310,36 @@ def test_a_copied_ciphertext_is_refused_and_costs_nobody_the_round(
     assert_learnt_from(world, plan, ABC)
 
 
+def test_a_copy_that_arrives_at_the_same_time_is_counted_once(
+    world: World, adders: tuple[SumWorker, SumWorker]
+) -> None:
+    """Both are still on their way when they are offered, so only one can be first."""
+    world.submit(protection=PUBLIC_KEY, training={"rounds": 1})
+    victim, _, last, thief = world.add_devices("abcd")
+    world.add_key_holder(adders[1])
+    victim.withholds = thief.withholds = last.withholds = True
+
+    def invited(what: object) -> bool:
+        if isinstance(what, Invited):
+            thief.silent = True  # it offers nothing of its own
+        return False
+
+    world.crash_at = invited
+    world.start()
+    world.run(lambda: bool(victim.asked))
+    copied = dataclasses.replace(victim.offers[RUN, ROUND])
+    copied.contribution = dataclasses.replace(copied.contribution, device="device-d")
+    thief.offers[RUN, ROUND] = copied
+    thief.announce(copied)
+    world.run(lambda: bool(thief.asked))
+    victim.withholds = thief.withholds = False
+    world.run(lambda: bool(thief.refusals or victim.refusals))
+    last.withholds = False
+    world.run()
+    assert len(world.counted(1)) == len(set(world.counted(1).values())) == 3
+    assert "finished" in world.store.milestones(RUN)
+
+
 # Late updates
 
 
@@ -396,6 +427,29 @@ def test_declining_after_reporting_or_twice_changes_nothing(world: World) -> Non
     last.withholds = False
     world.run()
     assert_learnt_from(world, plan, ABC)
+
+
+def test_just_enough_devices_are_not_kept_waiting(world: World) -> None:
+    plan = world.submit(training={"rounds": 1})
+    world.add_devices("abc")
+    world.start()
+    world.run()
+    (invited,) = of_kind(world, Invited)
+    assert conductor.SETTLE_S <= invited.at < conductor.SETTLE_S + 1 < plan.job.cohort.patience_s
+
+
+@pytest.mark.parametrize(("present", "devices"), [("abcd", 4), ("abc", 3)])
+def test_fewer_than_are_wanted_begin_when_patience_ends(
+    world: World, present: str, devices: int
+) -> None:
+    plan = world.submit(training={"rounds": 1}, cohort={"devices": 4})
+    world.add_devices(present)
+    world.start()
+    world.run()
+    (invited,) = of_kind(world, Invited)
+    assert len(invited.cohort) == devices
+    assert (invited.at >= plan.job.cohort.patience_s) == (devices < 4)
+    assert invited.at < plan.job.cohort.patience_s + 1
 
 
 def test_the_lease_closes_a_round_with_just_enough_devices(world: World) -> None:
@@ -749,6 +803,36 @@ def test_a_sum_worker_that_dies_costs_nothing(
     assert_learnt_from(world, plan, ABC, ABC)
 
 
+class Unreadable:
+    """A real worker whose disk does not give an update back the first few times."""
+
+    def __init__(self, worker: SumWorker, times: int) -> None:
+        self._worker = worker
+        self.left = times
+        self.begin = worker.begin
+        self.dump = worker.dump
+        self.discard = worker.discard
+
+    def add(self, context: SumContext, path: Path) -> int:
+        if self.left:
+            self.left -= 1
+            raise StorageError("cannot read the update")
+        return self._worker.add(context, path)
+
+
+def test_an_update_that_the_disk_does_not_give_back_is_not_refused(
+    world: World, adders: tuple[SumWorker, SumWorker]
+) -> None:
+    """A refusal would make the device delete its only copy, for a fault that is not its own."""
+    world.adder = Unreadable(adders[0], 3)
+    plan = world.submit(training={"rounds": 1})
+    devices = world.add_devices("abc")
+    world.start()
+    world.run()
+    assert [device.refusals for device in devices] == [[], [], []]
+    assert_learnt_from(world, plan, ABC)
+
+
 # Who may have which blob
 
 
@@ -846,12 +930,14 @@ def test_a_key_for_another_layout_fails_the_round_before_anyone_is_asked(world: 
     assert [failed.code for failed in of_kind(world, RoundFailed)] == ["protocol.wrong_key"]
 
 
-@pytest.mark.parametrize("size", [0, 7, 8])
-@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize(
+    ("size", "devices"), [(128, 2), (128, 4), (0, 3), (7, 3), (8, 3), (136, 3)]
+)
 def test_an_opened_sum_that_cannot_be_one_fails_the_round(
     world: World, size: int, devices: int
 ) -> None:
     plan = world.submit(protection=PUBLIC_KEY, training={"rounds": 1})
+    assert plan.layout.count * 8 == 128, "so that 128 bytes over 3 devices would be right"
     world.add_devices("abc")
     holder = false_holder(world)
     world.start()
@@ -908,12 +994,22 @@ def test_fedadam_goes_on_with_its_moments_after_a_restart(
     digests = []
     for crash_after in (None, AdapterApplied):
         world = make_world()
-        world.submit(training={"rounds": 3}, server={"rule": "fedadam", "learning_rate": 0.01})
+        plan = world.submit(
+            training={"rounds": 3}, server={"rule": "fedadam", "learning_rate": 0.01}
+        )
         world.add_devices("abc")
         if crash_after is not None:
             world.crash_at = lambda what: isinstance(what, AdapterApplied)
         world.start()
         world.run()
+        rule, adapter = plan.job.server, world.first_adapter()
+        m, v = np.zeros(plan.parameters), np.full(plan.parameters, rule.tau**2)
+        for number in (1, 2, 3):
+            mean = np.array(world.expected_mean(plan, number, ABC))
+            m = rule.beta1 * m + (1 - rule.beta1) * mean
+            v = rule.beta2 * v + (1 - rule.beta2) * mean**2
+            adapter = adapter.moved(0.01 * m / (np.sqrt(v) + rule.tau))
+        assert np.allclose(world.adapter().flatten(), adapter.flatten(), rtol=1e-5)
         digests.append(world.adapter().digest)
         assert world.restarts == (3 if crash_after else 0)
     assert digests[0] == digests[1]

@@ -102,7 +102,8 @@ def test_a_full_disk_leaves_nothing_of_the_attempt(
         with pytest.raises(StorageError):
             put(outbox)
     assert (outbox.waiting(), list(tmp_path.iterdir())) == ([], [])
-    assert outbox.waiting() == [put(outbox)]
+    whole = put(outbox)
+    assert outbox.waiting() == [whole]
 
 
 def test_a_frame_whose_description_was_never_written_is_not_in_it(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from shared.errors import (
     DataError,
     GateRefused,
     LedgerDamaged,
+    PrivacyError,
     SeedRefused,
     StorageError,
     WrongKey,
@@ -388,6 +389,33 @@ def test_the_budget_is_meant_at_the_owner_s_delta_whatever_the_job_names(home: H
     check_allowed(careless, ROUND, home, replace(owner, delta=0.1))
 
 
+def test_a_plan_that_was_shortened_since_still_pays_for_the_round_at_hand(home: Home) -> None:
+    participate(invited(), home, EASY_GOING, SeededTrainer())
+    shortened = PLAN.model_copy(
+        update={
+            "job": PLAN.job.model_copy(
+                update={"training": PLAN.job.training.model_copy(update={"rounds": 1})}
+            )
+        }
+    )
+    two_rounds = PLAN.count_facts() + PLAN.round_facts() * 2
+    needed = epsilon(two_rounds, delta=1e-5)
+    check_allowed(shortened, RoundNumber(2), home, Owner(DEVICE, needed * (1 + 1e-9)))
+    with pytest.raises(BudgetExceeded):
+        check_allowed(shortened, RoundNumber(2), home, Owner(DEVICE, needed * (1 - 1e-9)))
+
+
+def test_a_round_is_not_repeated_under_a_plan_with_less_noise(home: Home) -> None:
+    """It was charged, its seed is there, the budget has room: and yet it is another release."""
+    participate(invited(), home, EASY_GOING, SeededTrainer())
+    quieter = PLAN.model_copy(update={"noise_multiplier": PLAN.noise_multiplier / 2})
+    trainer = SeededTrainer()
+    with pytest.raises(PrivacyError, match="already charged"):
+        participate(invited(quieter), home, EASY_GOING, trainer)
+    assert trainer.requests == []
+    participate(invited(), home, EASY_GOING, trainer)
+
+
 def test_a_run_without_noise_fits_no_finite_budget(home: Home) -> None:
     plan = a_plan(privacy={"noise": "none"})
     with pytest.raises(BudgetExceeded) as refused:
@@ -431,6 +459,15 @@ def test_what_leaves_is_the_packed_update_in_a_frame_of_the_run_s_one_length(
         ReleaseStream(request.seed),
     )
     assert np.array_equal(integers_in(frame, invited(plan)), expected)
+
+
+def test_a_device_with_more_examples_than_the_cap_weighs_one(home: Home) -> None:
+    plan = a_plan(privacy={"noise": "none"}, training={"examples_cap": 10})
+    owner, trainer = replace(EASY_GOING, epsilon_budget=math.inf), SeededTrainer()
+    frame = participate(invited(plan), home, owner, trainer)
+    seed = trainer.requests[0].seed
+    whole = packed(update_of(seed).astype(np.float64), 1.0, plan, ReleaseStream(seed))
+    assert np.array_equal(integers_in(frame, invited(plan)), whole)
 
 
 def test_the_update_is_not_encrypted_under_another_key(home: Home) -> None:
@@ -501,6 +538,7 @@ def test_packing_is_weight_clip_round_and_the_weight_behind(
     # The two sum squares in another order: a value on the edge of a step may fall either way.
     assert np.max(np.abs(fast - slow)) <= 1
     assert np.count_nonzero(fast != slow) <= 1
+    assert fast[-1] == slow[-1]
     assert fast.dtype == np.int64
     assert np.max(np.abs(fast)) <= PLAN.layout.magnitude
 

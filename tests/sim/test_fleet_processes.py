@@ -2,8 +2,9 @@
 
 One fleet of real processes learns one run, held in the middle of its rounds while
 something is killed (see ``tests.support.stories``). After each round the adapter must
-be that of the undisturbed run, byte for byte: any update that were lost, counted twice,
-or made anew under other noise would change it.
+be that of the undisturbed run, byte for byte: an update that is lost, or counted twice,
+changes it. (That a device repeats its noise is shown where noise is not a function of a
+seed that the simulation gave it: in ``tests/edge_agent``.)
 """
 
 from __future__ import annotations

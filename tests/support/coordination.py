@@ -484,15 +484,22 @@ class World:
 
     def expected_adapter(self, plan: RunPlan, rounds: Sequence[Sequence[str]]) -> Adapter:
         """What the run should have learnt: FedAvg over exactly these devices, the slow way."""
-        started = Digest(self.store.milestones(RUN)["started"].facts["adapter"])
-        adapter = Adapter.from_bytes(self.store.blob(started).read_bytes())
+        adapter = self.first_adapter()
         for number, names in enumerate(rounds, start=1):
-            vectors = [self.devices[name].values(plan, number).tolist() for name in names]
-            sums = [sum(column) for column in zip(*vectors, strict=True)]
-            weight = sums[-1] * plan.weight_quantiser.step
-            mean = [total * plan.update_quantiser.step / weight for total in sums[:-1]]
-            adapter = adapter.moved(np.array(mean))
+            adapter = adapter.moved(np.array(self.expected_mean(plan, number, names)))
         return adapter
+
+    def expected_mean(self, plan: RunPlan, number: int, names: Sequence[str]) -> list[float]:
+        """The mean update of a round over exactly these devices, the slow way."""
+        vectors = [self.devices[name].values(plan, number).tolist() for name in names]
+        sums = [sum(column) for column in zip(*vectors, strict=True)]
+        weight = sums[-1] * plan.weight_quantiser.step
+        return [total * plan.update_quantiser.step / weight for total in sums[:-1]]
+
+    def first_adapter(self) -> Adapter:
+        """What the run began with."""
+        started = Digest(self.store.milestones(RUN)["started"].facts["adapter"])
+        return Adapter.from_bytes(self.store.blob(started).read_bytes())
 
     def _open_store(self) -> Store:
         store = self.make_store(f"sqlite:///{self.home / 'store.db'}", self.home)

@@ -234,8 +234,7 @@ def simulate_small_story(folders: pytest.TempPathFactory) -> dict[str, Any]:
     return simulate(scenario, seed=SEED, watch=lambda *_: None)
 
 
-@contextmanager
-def watch(folder: Path) -> Iterator[Watched]:
+def watch(folder: Path) -> Watched:
     """Let the small story happen while somebody listens on the broker and reads memory."""
     scenario = small_scenario(folder, training={"rounds": ROUNDS})
     with told(folder, scenario) as story, _listening(story.fleet.ready["broker_port"]) as heard:
@@ -254,7 +253,7 @@ def watch(folder: Path) -> Iterator[Watched]:
         )
         story.submit(clear.model_copy(update={"name": "clear"}))
         story.finished()
-        yield Watched(
+        return Watched(
             population=story.population,
             folder=story.fleet.folder,
             plan=plan,
