@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from shared.errors import AccessDenied, CoordinatorUnavailable, RoundError
@@ -175,9 +176,9 @@ def show_run(
         notes = [r["reason"], *(f"{device}: {why}" for device, why in r["declined"].items())]
         note = "; ".join(text for text in notes if text)
         cells = (r["round"], r["state"], r["invited"], r["reported"], accuracy, loss, note)
-        table.add_row(*map(str, cells))
+        table.add_row(*(escape(str(cell)) for cell in cells))
     console = Console()
-    console.print(f"{view['run']}: {view['state']} {view['reason']}".rstrip())
+    console.print(f"{view['run']}: {view['state']} {view['reason']}".rstrip(), markup=False)
     console.print(table)
 
 
@@ -211,5 +212,5 @@ def list_devices(
         return
     table = Table("device", "state", "fingerprint")
     for entry in devices:
-        table.add_row(entry["name"], entry["state"], entry["fingerprint"])
+        table.add_row(entry["name"], escape(entry["state"]), entry["fingerprint"])
     Console().print(table)

@@ -8,6 +8,7 @@ left say how to go on (promise 3 of the product).
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,17 +32,19 @@ from coordinator.federation.rounds import (
     Transition,
     UpdateStored,
 )
-from coordinator.federation.secure_sum import Adder, SecureSum
+from coordinator.federation.secure_sum import SecureSum
 from coordinator.federation.server_update import ServerState, gate, server_step, weighted_mean
-from coordinator.fleet.transport_fleet import TransportFleet
+from coordinator.fleet.fleet import Fleet
 from coordinator.probe import MakeEmbedder, Probe, embed_probe
 from coordinator.store.store import RunRow, Store, by_round
 from coordinator.submission import read_probe
 from shared.actors import Workbench
 from shared.config import read_json
-from shared.crypto.sum_cipher import Scheme, SumContext, cipher_for, key_id_of, opener_for
+from shared.crypto.sum_cipher import Adder, Scheme, SumContext, cipher_for, key_id_of, opener_for
 from shared.errors import (
+    ChildDied,
     CohortTooSmall,
+    ConfigError,
     DuplicateUpdate,
     GateRefused,
     LlmOsError,
@@ -58,7 +61,7 @@ from shared.models.classification import Accuracy
 from shared.types import DeviceId, Digest, RoundNumber
 from shared.wire import codec, topics
 from shared.wire.chunks import Downloads, is_digest
-from shared.wire.envelope import Envelope, open_sealed
+from shared.wire.envelope import Envelope, claimed_sender, open_sealed
 from shared.wire.messages import (
     Contribution,
     Declined,
@@ -109,7 +112,7 @@ class Conductor:
         row: RunRow,
         *,
         store: Store,
-        fleet: TransportFleet,
+        fleet: Fleet,
         downloads: Downloads,
         bench: Workbench,
         adder: Adder,
@@ -172,8 +175,8 @@ class Conductor:
         """Bytes moved or a device of the cohort said it is training: the lease is renewed."""
         self._progress_at = self._bench.now()
 
-    def is_training(self, device: DeviceId) -> None:
-        """A device says it is at work."""
+    def is_at_work(self, device: DeviceId) -> None:
+        """A device fetches what it needs, or says that it is training."""
         if self._round is not None and device in self._round.outstanding:
             self.progressed()
 
@@ -194,15 +197,19 @@ class Conductor:
         if device in self._fetching:
             return
         self._fetching.add(device)
-        self._downloads.fetch(
-            digest,
-            message.size,
-            self._store.update_file(self.plan.run_id, envelope.round, device, digest),
-            peer=device,
-            now=self._bench.now(),
-            finished=lambda path: self._arrived(device, envelope, digest, path),
-            failed=lambda err: self._fetching.discard(device),
-        )
+        try:
+            self._downloads.fetch(
+                digest,
+                message.size,
+                self._store.update_file(self.plan.run_id, envelope.round, device, digest),
+                peer=device,
+                now=self._bench.now(),
+                finished=lambda path: self._arrived(device, envelope, digest, path),
+                failed=lambda err: self._fetching.discard(device),
+            )
+        except LlmOsError:
+            self._fetching.discard(device)  # or its next offer would be taken for this one
+            raise
 
     def key_announced(self, envelope: Envelope, message: KeyAnnouncement) -> None:
         """The key holder made a key pair for a round."""
@@ -477,9 +484,25 @@ class Conductor:
                 [row.transition for row in rows],
             )
         if self._round is not None:
+            self._check_key_holder(self._round)
             log.info(
                 "run.resumed", run=self.plan.run, round=self._round.number, state=self._round.state
             )
+
+    def _check_key_holder(self, round_: Round) -> None:
+        """Refuse to go on under another key holder than the one that holds the round's key.
+
+        Raises:
+            ConfigError: with the round's updates still on disk and none refused.
+        """
+        if round_.is_over or not round_.announcement:
+            return
+        if self._fleet.key_holder != claimed_sender(round_.announcement):
+            problem = (
+                f"round {round_.number} of {self.plan.run} was begun with another key holder: "
+                "start with that one's --key-holder"
+            )
+            raise ConfigError([problem], source="options")
 
     def _embed(self) -> bool:
         """Have the probe set embedded; whether it is."""
@@ -567,9 +590,7 @@ class Conductor:
             )
         else:
             self._failed_in_a_row += 1
-        if self._sum is not None:
-            self._sum.discard()
-            self._sum = None
+        self._drop_sum()
         self._store.forget_updates(self.plan.run_id, round_.number)
 
     def _end(self, kind: str, **facts: str) -> None:
@@ -587,6 +608,7 @@ class Conductor:
         """Check, write down, then let it have happened."""
         round_ = self._round
         assert round_ is not None
+        round_.check(transition)
         self._store.commit(self.plan.run_id, round_.number, transition, now=self._bench.now())
         round_.apply(transition)
         if isinstance(transition, Closed | SumOpened | AdapterApplied | RoundFailed):
@@ -633,34 +655,51 @@ class Conductor:
                 self._answer(device, envelope, Receipt(digest))
                 return
             self._check_original(device, digest)
-            secure_sum = self._secure_sum(round_)
+        except LlmOsError as err:
+            self._turn_down(device, envelope, digest, path, err)
+            return
+        secure_sum = self._secure_sum(round_)  # of earlier updates: no fault of this one
+        try:
             secure_sum.fold(path)
         except StorageError:
             raise  # not the update's fault: it is offered again
         except LlmOsError as err:
-            path.unlink(missing_ok=True)
-            log.warning("update.refused", device=device, code=err.code)
-            self._answer(device, envelope, Refusal(digest, err.code, str(err)))
+            self._turn_down(device, envelope, digest, path, err)
             return
         try:
             self._commit(UpdateStored(device, digest, envelope.raw))
         except StorageError:
             # The total holds an update that no row names: forget it, the files rebuild it.
-            secure_sum.discard()
-            self._sum = None
+            self._drop_sum()
             raise
         self._progress_at = self._bench.now()
         self._answer(device, envelope, Receipt(digest))
         self.advance()
 
+    def _turn_down(
+        self, device: DeviceId, envelope: Envelope, digest: Digest, path: Path, err: LlmOsError
+    ) -> None:
+        """Refuse an update that is here already, and leave no trace of it."""
+        path.unlink(missing_ok=True)
+        log.warning("update.refused", device=device, code=err.code)
+        self._answer(device, envelope, Refusal(digest, err.code, str(err)))
+
     def _secure_sum(self, round_: Round) -> SecureSum:
         if self._sum is None:
-            self._sum = SecureSum(
+            rebuilt = SecureSum(
                 self._adder, self.plan.layout, self.plan.scheme, self._context(round_)
             )
             for stored in round_.updates.values():
-                self._sum.fold(self._file_of(stored))
+                assert stored
+            self._sum = rebuilt  # only now: half a sum must never be taken for one
         return self._sum
+
+    def _drop_sum(self) -> None:
+        """Forget the running total; the stored updates rebuild it."""
+        dropped, self._sum = self._sum, None
+        if dropped is not None:
+            with contextlib.suppress(ChildDied):  # then there is nothing left to discard
+                dropped.discard()
 
     def _file_of(self, stored: UpdateStored) -> Path:
         assert self._round is not None

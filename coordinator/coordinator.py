@@ -8,11 +8,11 @@ from typing import Final
 import structlog
 
 from coordinator.conductor import Conductor
-from coordinator.federation.secure_sum import Adder
 from coordinator.fleet.transport_fleet import TransportFleet
 from coordinator.probe import MakeEmbedder
 from coordinator.store.store import Store
 from shared.actors import Workbench
+from shared.crypto.sum_cipher import Adder
 from shared.errors import ProtocolError, RoundClosed
 from shared.transport.transport import Transport
 from shared.types import DeviceId, Digest, PublicKey, RunId
@@ -152,7 +152,7 @@ class Coordinator:
             case Presence(state=state):
                 self.fleet.set_state(device, state)
                 if conductor is not None and state == "training":
-                    conductor.is_training(device)
+                    conductor.is_at_work(device)
             case Contribution() as message:
                 if conductor is not None and envelope.run == conductor.plan.run:
                     conductor.offered(device, envelope, message)
@@ -184,6 +184,8 @@ class Coordinator:
             return
         for chunk in serve_blob(request, path):
             self.fleet.send(DeviceId(peer), chunk, run=NO_RUN, round_=NO_ROUND)
+        if conductor is not None and peer != topics.KEY_HOLDER:
+            conductor.is_at_work(DeviceId(peer))
 
     def _request(self, peer: str, request: BlobRequest) -> None:
         self.fleet.send(DeviceId(peer), request, run=NO_RUN, round_=NO_ROUND)

@@ -146,7 +146,7 @@ def _kept_alive(folder: Path, port: int) -> Iterator[EmbeddedBroker]:
                 log.warning("broker.restarting")
                 try:
                     broker.restart()
-                except LlmOsError as err:
+                except (LlmOsError, OSError) as err:
                     log.error("broker.failing", error=str(err))
 
         watcher = threading.Thread(target=watch, daemon=True, name="broker-watch")

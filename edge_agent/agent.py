@@ -7,9 +7,10 @@ Holds neither torch nor a web framework: training runs in a child process, and
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -56,6 +57,9 @@ from shared.wire.messages import (
 
 PRESENCE_S: Final = 5.0
 REPEAT_S: Final = 3.0
+MAX_TRIES: Final = 3
+"""A round in which training fails this often is declined: it would block everybody else."""
+
 WARM_S: Final = 600.0
 """How long the training child is kept when nobody said that its run is over."""
 
@@ -93,6 +97,7 @@ class _Task:
     adapter: Path | None = None
     public_key: Path | None = None
     training: bool = False
+    fetched: list[Digest] = field(default_factory=list)
 
 
 class Agent:
@@ -124,6 +129,7 @@ class Agent:
         self._worked_at = float("inf")
         self._announced: dict[str, float] = {}
         self._rounds: dict[tuple[RunId, RoundNumber], tuple[int, float]] = {}
+        self._failures: Counter[tuple[RunId, RoundNumber]] = Counter()
 
     @property
     def topics(self) -> Sequence[str]:
@@ -199,13 +205,21 @@ class Agent:
         except LlmOsError as err:
             self._decline_for(run, round_, err)
             return
+        except (ArithmeticError, ValueError) as err:
+            self._decline_for(run, round_, _impossible(err))
+            return
+        self._forget_task()
         key_id = announcement.key_id if announcement is not None else key_id_of(b"")
         now = self._bench.now()
         self._task = task = _Task(plan, round_, key_id, self._transport.bytes_out, now)
+        try:
+            self._fetch(task, "adapter", Digest(invitation.adapter), invitation.adapter_bytes)
+            if announcement is not None:
+                self._fetch(task, "public_key", Digest(announcement.digest), announcement.size)
+        except LlmOsError:
+            self._forget_task()  # or the next invitation would be taken for one under way
+            raise
         self._send(Accepted(), run, round_)
-        self._fetch(task, "adapter", Digest(invitation.adapter), invitation.adapter_bytes)
-        if announcement is not None:
-            self._fetch(task, "public_key", Digest(announcement.digest), announcement.size)
 
     def _checked(
         self, envelope: Envelope, invitation: Invitation
@@ -256,6 +270,13 @@ class Agent:
             setattr(task, what, path)
             self._train_if_complete(task)
 
+        def failed(err: LlmOsError) -> None:
+            log.warning("download.damaged", what=what, error=str(err))
+            if task is self._task:
+                self._forget_task()  # the next invitation begins anew
+
+        task.fetched.append(digest)
+
         self._downloads.fetch(
             digest,
             size,
@@ -263,8 +284,16 @@ class Agent:
             peer="coordinator",
             now=self._bench.now(),
             finished=arrived,
-            failed=lambda err: log.warning("download.damaged", what=what, error=str(err)),
+            failed=failed,
         )
+
+    def _forget_task(self) -> None:
+        """Leave a round before training: what it was fetching is fetched no more."""
+        task, self._task = self._task, None
+        if task is not None:
+            for digest in task.fetched:
+                self._downloads.forget("coordinator", digest)
+                (self._home.blobs / digest).unlink(missing_ok=True)
 
     def _train_if_complete(self, task: _Task) -> None:
         if task.adapter is None or task.training or task is not self._task:
@@ -296,8 +325,11 @@ class Agent:
             )
         except LlmOsError as err:
             log.error("participation.failed", run=run, round=round_, code=err.code, error=str(err))
-            if not err.retryable:
+            self._failures[run, round_] += 1
+            if not err.retryable or self._failures[run, round_] >= MAX_TRIES:
                 self._decline_for(run, round_, err)
+        except (ArithmeticError, ValueError) as err:
+            self._decline_for(run, round_, _impossible(err))
         else:
             self._rounds[run, round_] = (task.bytes_before, task.started_at)
             self._announce(waiting)
@@ -356,7 +388,9 @@ class Agent:
 
     def _run_over(self, run: RunId) -> None:
         if self._task is not None and self._task.plan.run_id == run and not self._task.training:
-            self._task = None
+            self._forget_task()
+        for key in [key for key in self._failures if key[0] == run]:
+            del self._failures[key]
         if self._task is None:
             self._trainer.close()
 
@@ -389,3 +423,8 @@ class Agent:
 
     def _request(self, _peer: str, request: BlobRequest) -> None:
         self._send(request, NO_RUN, NO_ROUND)
+
+
+def _impossible(err: Exception) -> ConfigError:
+    """A plan whose signed numbers no arithmetic survives; a peer's mistake, not a bug of ours."""
+    return ConfigError([f"its numbers are out of every range: {err}"], source="run plan")

@@ -166,7 +166,7 @@ def show_budget(
     from shared.privacy.ledger import Ledger
 
     paths = DeviceHome(home.expanduser())
-    membership, ledger = read_membership(paths.folder), Ledger(paths.ledger)
+    membership, ledger = read_membership(paths.folder), Ledger(paths.ledger, repair=False)
     delta, allowed = membership.delta, membership.epsilon_budget
     spent = ledger.epsilon(delta)
     if as_json:

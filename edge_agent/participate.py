@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import structlog
 
 from edge_agent.examples import ExampleStore
 from edge_agent.training.trainer import Trainer, TrainRequest
@@ -44,6 +45,8 @@ from shared.privacy.release import (
     simulation_seed,
 )
 from shared.types import DeviceId, FloatVector, IntVector, RoundNumber, RunId
+
+log = structlog.get_logger()
 
 _COUNT_ROUND = RoundNumber(0)
 """The noised example count belongs to the run, not to one of its rounds."""
@@ -139,6 +142,8 @@ def check_allowed(plan: RunPlan, round_: RoundNumber, home: Home, owner: Owner) 
             else "this is a simulated device: its noise is repeatable and protects nobody"
         )
     ledger = Ledger(home.ledger)
+    if ledger.repaired:
+        log.warning("ledger.repaired", reason="its last record was torn; nothing followed it")
     charged = [charge for charge in ledger.charges() if charge.run == plan.run]
     trained = any(charge.round == round_ for charge in charged)
     if trained and not ReleaseSeeds(home.seeds).holds(plan.run_id, round_):

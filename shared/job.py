@@ -65,11 +65,11 @@ class TrainingTable(Table):
 
     rounds: int = Field(10, ge=1, le=10_000)
     local_steps: int = Field(1, ge=1, le=10_000)
-    sample_rate: float = Field(1.0, gt=0, le=1)
-    learning_rate: float = Field(10.0, gt=0)
-    clip_norm: float = Field(1.0, gt=0)
-    proximal_mu: float = Field(0.0, ge=0)
-    examples_cap: int = Field(2000, ge=1)
+    sample_rate: float = Field(1.0, ge=1e-9, le=1)
+    learning_rate: float = Field(10.0, ge=1e-9, le=1e6)
+    clip_norm: float = Field(1.0, ge=1e-9, le=1e6)
+    proximal_mu: float = Field(0.0, ge=0, le=1e6)
+    examples_cap: int = Field(2000, ge=1, le=1_000_000_000)
 
 
 class PrivacyTable(Table):
@@ -83,7 +83,7 @@ class PrivacyTable(Table):
     """
 
     noise: Literal["local", "none"] = "local"
-    epsilon: float = Field(8.0, gt=0)
+    epsilon: float = Field(8.0, gt=0, le=1e6)
     delta: float = Field(1e-5, gt=0, lt=1)
 
 
@@ -113,7 +113,7 @@ class ServerTable(Table):
     """How the coordinator turns a mean update into a new adapter."""
 
     rule: Literal["fedavg", "fedadam"] = "fedavg"
-    learning_rate: float = Field(1.0, gt=0)
+    learning_rate: float = Field(1.0, ge=1e-9, le=1e6)
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
     tau: float = Field(1e-3, gt=0)
@@ -190,9 +190,9 @@ class RunPlan(Table):
     features: int = Field(ge=1, le=65_536)
     seed: int = Field(ge=0)
     simulation: bool
-    noise_multiplier: float = Field(ge=0)
-    value_range: float = Field(gt=0)
-    update_norm: float = Field(gt=0)
+    noise_multiplier: float = Field(ge=0, le=1e6)
+    value_range: float = Field(ge=1e-12, le=1e15)
+    update_norm: float = Field(ge=1e-12, le=1e15)
 
     @property
     def run_id(self) -> RunId:

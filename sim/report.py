@@ -77,7 +77,7 @@ def build_report(fleet: Fleet, run: RunId, *, stages: Mapping[str, float]) -> di
     adapter = Adapter.from_bytes(store.blob(final).read_bytes())
     first = Digest(milestones["started"].facts["adapter"])
     central = _central(fleet, plan, Adapter.from_bytes(store.blob(first).read_bytes()))
-    ledgers = {device: Ledger(home.ledger) for device, home in fleet.homes.items()}
+    ledgers = {device: Ledger(home.ledger, repair=False) for device, home in fleet.homes.items()}
     protection = plan.job.protection
     cipher = cipher_for(plan.scheme, plan.layout)
     return {

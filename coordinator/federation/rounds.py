@@ -237,12 +237,12 @@ class Round:
             raise CohortTooSmall(present=len(self.updates), required=self.min_devices)
         return Closed(tuple(sorted(self.updates)))
 
-    def apply(self, transition: Transition) -> None:
-        """Let ``transition`` have happened.
+    def check(self, transition: Transition) -> None:
+        """Whether ``transition`` may happen now.
 
         Raises:
-            IllegalTransition: it cannot happen in this state; nothing changed.
-            RoundClosed, DuplicateUpdate: as :meth:`check_update`; nothing changed.
+            IllegalTransition: it cannot happen in this state.
+            RoundClosed, DuplicateUpdate: as :meth:`check_update`.
         """
         rule = _NEXT.get(type(transition))
         if rule is None or self.state not in rule[0]:
@@ -250,22 +250,31 @@ class Round:
                 f"{type(transition).__name__} cannot follow {self.state} in round {self.number}"
             )
         match transition:
+            case DeviceDeclined(device=device) if device not in self.outstanding:
+                raise IllegalTransition(f"{device} owes nothing in this round")
+            case UpdateStored(device=device, digest=digest):
+                if not self.check_update(DeviceId(device), digest):
+                    raise IllegalTransition(f"{device} is already counted")
+            case Closed(devices=devices):
+                reported = tuple(sorted(self.updates))
+                if devices != reported or len(reported) < self.min_devices:
+                    raise IllegalTransition("a closed round holds who reported, and enough of them")
+            case _:
+                pass
+
+    def apply(self, transition: Transition) -> None:
+        """Let ``transition`` have happened. Raises as :meth:`check`; nothing has changed then."""
+        self.check(transition)
+        match transition:
             case KeyAnnounced():
                 self.announcement = transition.announcement
             case Invited():
                 self.cohort, self.invited_at = transition.cohort, transition.at
             case DeviceDeclined():
-                if transition.device not in self.outstanding:
-                    raise IllegalTransition(f"{transition.device} owes nothing in this round")
                 self.declined[transition.device] = transition
             case UpdateStored():
-                if not self.check_update(DeviceId(transition.device), transition.digest):
-                    raise IllegalTransition(f"{transition.device} is already counted")
                 self.updates[transition.device] = transition
             case Closed():
-                reported = tuple(sorted(self.updates))
-                if transition.devices != reported or len(reported) < self.min_devices:
-                    raise IllegalTransition("a closed round holds who reported, and enough of them")
                 self.closed = transition.devices
             case SumOpened():
                 self.opened = transition
@@ -273,4 +282,4 @@ class Round:
                 self.result = transition
             case RoundFailed():
                 self.failure = transition
-        self.state = rule[1] or self.state
+        self.state = _NEXT[type(transition)][1] or self.state

@@ -13,32 +13,11 @@ the total is folded again from them, in any order, with the same result.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
-from shared.crypto.sum_cipher import Scheme, SumContext, SumLayout
+from shared.crypto.sum_cipher import Adder, Scheme, SumContext, SumLayout
 from shared.errors import ChildDied
 from shared.files import digest_of
 from shared.types import Digest
-
-
-class Adder(Protocol):
-    """Adds frames in a process of its own; see ``shared.crypto.sum_worker``."""
-
-    def begin(self, layout: SumLayout, scheme: Scheme, context: SumContext) -> None:
-        """Start an empty total for ``context``."""
-        ...
-
-    def add(self, context: SumContext, path: Path) -> int:
-        """Fold one frame; returns devices so far. Raises as ``SumCipher``, or ChildDied."""
-        ...
-
-    def dump(self, context: SumContext) -> bytes:
-        """The total's bytes."""
-        ...
-
-    def discard(self, context: SumContext) -> None:
-        """Forget a total."""
-        ...
 
 
 class SecureSum:

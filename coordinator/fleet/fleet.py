@@ -5,15 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from shared.types import DeviceId, RoundNumber, RunId
+from shared.types import DeviceId, PublicKey, RoundNumber, RunId
 from shared.wire.messages import Message
 
 
 class Fleet(Protocol):
-    """The devices that may be reached now."""
+    """The devices that may be reached now, and the key holder."""
+
+    @property
+    def key_holder(self) -> PublicKey | None:
+        """The key holder's public key, if this coordinator works with one."""
+        ...
+
+    def known(self) -> Sequence[DeviceId]:
+        """Every device that joined."""
+        ...
 
     def present(self) -> Sequence[DeviceId]:
         """Devices that have shown themselves lately and are not busy elsewhere."""
+        ...
+
+    def heard(self, device: DeviceId) -> tuple[float, str]:
+        """When a device was last heard, and what it said it was doing."""
         ...
 
     def send(self, device: DeviceId, message: Message, *, run: RunId, round_: RoundNumber) -> None:
@@ -22,4 +35,8 @@ class Fleet(Protocol):
 
     def call(self) -> None:
         """Ask every device that hears it to show itself."""
+        ...
+
+    def save_replay_guard(self) -> None:
+        """Make what was accepted so far durable, before it is answered."""
         ...

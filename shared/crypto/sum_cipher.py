@@ -38,6 +38,7 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Final, Protocol
 
 from shared.errors import ConfigError
@@ -237,6 +238,30 @@ class SumOpener(Protocol):
             SumOutOfRange: a sum lies outside ±``devices * magnitude``, or a
                 place that stays empty in honest frames does not (C5).
         """
+        ...
+
+
+class Adder(Protocol):
+    """Adds frames in a process that may die; see ``shared.crypto.sum_worker``.
+
+    Every method raises ChildDied when the process ended: its totals are then gone,
+    and are folded again from the frames' files.
+    """
+
+    def begin(self, layout: SumLayout, scheme: Scheme, context: SumContext) -> None:
+        """Start an empty total for ``context``."""
+        ...
+
+    def add(self, context: SumContext, path: Path) -> int:
+        """Fold one frame; returns devices so far. Raises as :meth:`Total.add`."""
+        ...
+
+    def dump(self, context: SumContext) -> bytes:
+        """The total's bytes."""
+        ...
+
+    def discard(self, context: SumContext) -> None:
+        """Forget a total."""
         ...
 
 

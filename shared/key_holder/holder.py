@@ -31,13 +31,14 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import structlog
 
 from shared.actors import Workbench
 from shared.crypto.sum_cipher import (
+    Adder,
     Scheme,
     SumContext,
     SumLayout,
@@ -82,26 +83,6 @@ KEY_LIFE_S: Final = 7 * 24 * 3600.0
 """A week: longer than a round may take, and an end to what a lost round leaves behind."""
 
 log = structlog.get_logger()
-
-
-class Adder(Protocol):
-    """Adds frames in a process of its own; see ``shared.crypto.sum_worker``."""
-
-    def begin(self, layout: SumLayout, scheme: Scheme, context: SumContext) -> None:
-        """Start an empty total."""
-        ...
-
-    def add(self, context: SumContext, path: Path) -> int:
-        """Fold one frame; returns devices so far."""
-        ...
-
-    def dump(self, context: SumContext) -> bytes:
-        """The total's bytes."""
-        ...
-
-    def discard(self, context: SumContext) -> None:
-        """Forget a total."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +134,8 @@ class _Opening:
     total: Digest
     contributions: dict[Digest, str]
     files: list[Path] = field(default_factory=list)
+    adding: bool = False
+    """Everything is here: from now on it ends by itself, with a sum or a refusal."""
 
 
 class KeyHolder:
@@ -283,12 +266,15 @@ class KeyHolder:
         that begins a later round has given the earlier ones up.
         """
         for vault in self._vaults():
-            run, round_ = RunId(vault.folder.parent.name), int(vault.folder.name)
-            if not vault.secret.exists() or (run, round_) in self._openings:
+            run, round_ = RunId(vault.folder.parent.name), RoundNumber(int(vault.folder.name))
+            opening = self._openings.get((run, round_))
+            if not vault.secret.exists() or (opening is not None and opening.adding):
                 continue
             age_s = self._bench.now() - vault.secret.stat().st_mtime
             if age_s > KEY_LIFE_S or (run == envelope.run and round_ < envelope.round):
-                _erase(vault.secret)
+                # Whatever of an opening is still being fetched is fetched no more.
+                self._openings.pop((run, round_), None)
+                vault.clean()
                 log.info("key.forgotten", run=run, round=round_)
 
     def _new_keys(self, vault: _Vault, request: KeyRequest) -> KeyAnnouncement:
@@ -430,6 +416,7 @@ class KeyHolder:
         opening.files.append(path)
         if len(opening.files) < len(opening.contributions) or not self._is_current(opening):
             return
+        opening.adding = True
         self._bench.work(
             lambda: self._open(opening), lambda result: self._finished(opening, result)
         )

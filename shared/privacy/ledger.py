@@ -56,14 +56,21 @@ class Charge:
 class Ledger:
     """The append-only list of charges in one file. One process, one caller at a time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, repair: bool = True) -> None:
         """Read the ledger, or start an empty one (nothing is written before a charge).
+
+        Args:
+            path: The file.
+            repair: Whether a torn last record is cut off. Only the process that owns
+                the ledger may: to a mere reader a record that is being written
+                looks torn, and is left alone.
 
         Raises:
             LedgerDamaged: a record is unreadable, altered or out of its place.
             StorageError: a torn record could not be cut off.
         """
         self._path = path
+        self._repair = repair
         self._charges: dict[tuple[RunId, RoundNumber], Charge] = {}
         self._last = _GENESIS
         self.repaired = False
@@ -114,11 +121,15 @@ class Ledger:
         try:
             self._accept(torn, len(lines) + 1)
         except LedgerDamaged:
+            if not self._repair:
+                return
             with disk_errors(self._path):
                 os.truncate(self._path, len(data) - len(torn))
                 with self._path.open("rb") as file:
                     os.fsync(file.fileno())
         else:
+            if not self._repair:
+                return
             # All but the newline arrived. It may have been released: it counts.
             append_durably(self._path, b"\n")
         self.repaired = True

@@ -154,6 +154,12 @@ class Downloads:
             if now - download.asked_at >= STALL_S and not self._is_dropped(download):
                 self._go_on(download, now)
 
+    def forget(self, peer: str, digest: str) -> None:
+        """End a download that nobody wants any more; harmless if there is none."""
+        download = self._under_way.pop((peer, digest), None)
+        if download is not None:
+            download.partial.unlink(missing_ok=True)
+
     @property
     def under_way(self) -> int:
         """How many blobs are on their way."""

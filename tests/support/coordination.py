@@ -20,14 +20,13 @@ import numpy as np
 
 from coordinator.coordinator import Coordinator
 from coordinator.federation.rounds import Planned, Transition, UpdateStored
-from coordinator.federation.secure_sum import Adder
 from coordinator.probe import MakeEmbedder
 from coordinator.store.store import Store
 from coordinator.submission import submit
 from shared.actors import Actor, Workbench
 from shared.config import read, read_json
 from shared.crypto.identity import Identity
-from shared.crypto.sum_cipher import Scheme, SumContext, cipher_for, key_id_of
+from shared.crypto.sum_cipher import Adder, Scheme, SumContext, cipher_for, key_id_of
 from shared.data_files import Example
 from shared.errors import LlmOsError
 from shared.files import digest_of

@@ -14,10 +14,10 @@ from typing import Final
 import numpy as np
 
 from shared.crypto.identity import Identity
-from shared.crypto.sum_cipher import Scheme, SumContext, SumLayout, cipher_for
+from shared.crypto.sum_cipher import Adder, Scheme, SumContext, SumLayout, cipher_for
 from shared.files import digest_of
 from shared.key_holder.approvals import Approvals
-from shared.key_holder.holder import Adder, KeyHolder
+from shared.key_holder.holder import KeyHolder
 from shared.transport.memory import Link, MemoryNetwork
 from shared.types import Digest, IntVector, RoundNumber, RunId
 from shared.wire import codec, topics
