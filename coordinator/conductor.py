@@ -690,7 +690,7 @@ class Conductor:
                 self._adder, self.plan.layout, self.plan.scheme, self._context(round_)
             )
             for stored in round_.updates.values():
-                assert stored
+                rebuilt.fold(self._file_of(stored))
             self._sum = rebuilt  # only now: half a sum must never be taken for one
         return self._sum
 

@@ -443,6 +443,37 @@ def scaled(town: Town, round_: tuple[KeyAnnouncement, bytes], factor: int) -> by
     return cipher._contribution.wrap(*cipher._payload(scaled), context=context, devices=1)
 
 
+def test_known_weakness_one_device_that_saw_the_others_frames_can_cancel_them(
+    life: Life, town: Town, round_: tuple[KeyAnnouncement, bytes]
+) -> None:
+    """What the threat model says of it holds: the sum is then one device's update.
+
+    No form of the frame gives it away. Whoever mends this turns the last line round.
+    """
+    victim, *others = updates_of(town, round_, 0, 1, 2)
+    cipher = PublicKeySum(LAYOUT)
+    context = SumContext(RUN, ROUND, round_[0].key_id)
+    primes = cipher.parameters.data_primes
+    nothing = dataclasses.replace(town.devices[3], values=np.zeros(LAYOUT.count, np.int64))
+    crafted = cipher.read_contribution(town.update(nothing, *round_).frame, context)
+    for seen in others:
+        frame = cipher.read_contribution(seen.frame, context)
+        crafted = [
+            np.asarray(
+                [[(int(a) - int(b)) % prime for a, b in zip(*rows, strict=True)] for rows in pairs],
+                dtype=np.uint64,
+            )
+            for prime, pairs in (
+                (prime, list(zip(left, right, strict=True)))
+                for prime, left, right in zip(primes, crafted, frame, strict=True)
+            )
+        ]
+    frame = cipher._contribution.wrap(*cipher._payload(crafted), context=context, devices=1)
+    colluding = town.signed(town.devices[3], round_[0], frame)
+    opened = life.opened(town.request([victim, *others, colluding], round_[0]))
+    assert np.array_equal(opened, town.devices[0].values)
+
+
 def test_a_scaled_ciphertext_of_an_honest_device_is_not_what_it_signed(
     life: Life, town: Town, round_: tuple[KeyAnnouncement, bytes]
 ) -> None:
