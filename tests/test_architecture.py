@@ -67,6 +67,8 @@ def test_the_instrument_sees_an_import() -> None:
         ("import coordinator.broker.embedded", set()),
         ("import edge_agent.agent", set()),
         ("import edge_agent.participate", set()),
+        ("import edge_agent.commands, edge_agent.membership", set()),
+        ("import shared.key_holder.holder, shared.key_holder.commands", set()),
         ("import edge_agent.training.dp_sgd", set()),
     ],
 )

@@ -63,6 +63,7 @@ def assert_learnt_from(world: World, plan: RunPlan, *rounds: list[str]) -> None:
     """The run has finished with the mean of exactly these devices' updates."""
     assert world.over
     assert world.rows == [row.transition for row in world.store.transitions(RUN)]
+    assert of_kind(world, RoundFailed) == []
     assert "finished" in world.store.milestones(RUN)
     assert world.adapter().digest == world.expected_adapter(plan, rounds).digest
     for number, names in enumerate(rounds, start=1):

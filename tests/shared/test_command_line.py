@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -71,7 +71,6 @@ def test_every_command_names_the_extra_it_needs() -> None:
 def test_the_version_is_the_package_s(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("importlib.metadata")
     try:
         version = importlib.metadata.version("llmos")
     except importlib.metadata.PackageNotFoundError:

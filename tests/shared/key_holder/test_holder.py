@@ -456,8 +456,8 @@ def test_known_weakness_one_device_that_saw_the_others_frames_can_cancel_them(
     primes = cipher.parameters.data_primes
     nothing = dataclasses.replace(town.devices[3], values=np.zeros(LAYOUT.count, np.int64))
     crafted = cipher.read_contribution(town.update(nothing, *round_).frame, context)
-    for seen in others:
-        frame = cipher.read_contribution(seen.frame, context)
+    for other in others:
+        seen = cipher.read_contribution(other.frame, context)
         crafted = [
             np.asarray(
                 [[(int(a) - int(b)) % prime for a, b in zip(*rows, strict=True)] for rows in pairs],
@@ -465,7 +465,7 @@ def test_known_weakness_one_device_that_saw_the_others_frames_can_cancel_them(
             )
             for prime, pairs in (
                 (prime, list(zip(left, right, strict=True)))
-                for prime, left, right in zip(primes, crafted, frame, strict=True)
+                for prime, left, right in zip(primes, crafted, seen, strict=True)
             )
         ]
     frame = cipher._contribution.wrap(*cipher._payload(crafted), context=context, devices=1)
