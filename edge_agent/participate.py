@@ -186,7 +186,7 @@ def participate(invited: Invited, home: Home, owner: Owner, trainer: Trainer) ->
     ledger, seeds = Ledger(home.ledger), ReleaseSeeds(home.seeds)
     trainer.prepare(plan.job.model.base, home.examples, home.features)
     seed = seeds.obtain(plan.run_id, round_, _draw(owner, plan, round_))
-    if all(charge.run != plan.run for charge in ledger.charges()):
+    if plan.count_facts() and all(charge.run != plan.run for charge in ledger.charges()):
         seeds.obtain(plan.run_id, _COUNT_ROUND, _draw(owner, plan, _COUNT_ROUND))
     _charge(ledger, plan, round_, store.store_id)
     expected = _noised_count(home, plan, store.count)
