@@ -28,7 +28,7 @@ from sim.central import train_centrally
 SHARED_WITH = {
     Scheme.PUBLIC_KEY: (
         ("training texts", "the device alone"),
-        ("one device's update", "nobody: it leaves noised and encrypted"),
+        ("one device's update", "nobody alone: it leaves noised and encrypted"),
         (
             "the sum, over {devices} devices",
             "key holder, coordinator, whoever listens at the broker",

@@ -31,7 +31,7 @@ from coordinator.federation.rounds import (
 from coordinator.store.store import Store
 from shared.crypto.sum_cipher import SumContext, key_id_of, opener_for
 from shared.crypto.sum_worker import SumWorker
-from shared.errors import StorageError
+from shared.errors import ConfigError, StorageError
 from shared.files import digest_of
 from shared.job import RunPlan
 from shared.types import DeviceId, Digest, RoundNumber, RunId
@@ -953,6 +953,44 @@ def test_an_opened_sum_that_cannot_be_one_fails_the_round(
     (failed,) = of_kind(world, RoundFailed)
     assert failed.code.startswith("protocol")
     assert of_kind(world, SumOpened) == []
+
+
+@pytest.mark.parametrize("answers_first", [False, True])
+def test_a_key_holder_that_falls_silent_fails_the_round(world: World, answers_first: bool) -> None:
+    plan = world.submit(protection=PUBLIC_KEY, training={"rounds": 1})
+    world.add_devices("abc")
+    holder = false_holder(world)
+    world.start()
+    world.run(lambda: bool(world.rows))
+    if answers_first:
+        announce_key(holder, plan)
+    world.run()
+    (failed,) = of_kind(world, RoundFailed)
+    assert "did not answer for 300 s" in failed.reason
+    assert len(of_kind(world, Closed)) == answers_first
+    assert 300 <= world.time.now() < 310
+
+
+def test_under_another_key_holder_a_round_waits_for_its_own(
+    world: World, adders: tuple[SumWorker, SumWorker]
+) -> None:
+    """Started with a wrong option, the coordinator refuses to go on, and refuses no update."""
+    plan = world.submit(protection=PUBLIC_KEY, training={"rounds": 1})
+    *_, last = world.add_devices("abc")
+    world.add_key_holder(adders[1])
+    last.withholds = True
+    world.start()
+    world.run(lambda: len(world.counted(1)) == 2)
+    right, world.holder_identity = world.holder_identity, world.identity
+    world.restart()
+    world.run_for(20)
+    assert {type(err) for err in world.failures} == {ConfigError}
+    assert last.refusals == []
+    world.holder_identity = right
+    last.withholds = False
+    world.restart()
+    world.run()
+    assert_learnt_from(world, plan, ABC)
 
 
 def test_a_device_cannot_speak_as_the_key_holder(world: World) -> None:

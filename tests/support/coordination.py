@@ -363,6 +363,12 @@ class World:
         return any(what in ENDS for what in self.committed if isinstance(what, str))
 
     @property
+    def failures(self) -> list[LlmOsError]:
+        """What the coordinator's present process took for an event and not for the end."""
+        assert self._mortal is not None
+        return self._mortal.failures
+
+    @property
     def rows(self) -> list[Transition]:
         """Every transition as it was heard; the same as the store's, and cheap to ask for."""
         return [what for what in self.committed if not isinstance(what, str)]
