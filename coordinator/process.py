@@ -105,7 +105,8 @@ def run_coordinator(
 def _admin_token(home: Path) -> str:
     """The admin token, made at first start and readable by its owner only."""
     path = home / "admin.token"
-    if not path.exists():
+    # An empty file, left by a full disk elsewhere, would let an empty token in.
+    if not path.exists() or not path.read_text(encoding="ascii").strip():
         write_durably(path, secrets.token_urlsafe(32).encode(), mode=0o600)
     return path.read_text(encoding="ascii").strip()
 

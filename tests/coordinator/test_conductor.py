@@ -805,18 +805,19 @@ def test_a_sum_worker_that_dies_costs_nothing(
 
 
 class Unreadable:
-    """A real worker whose disk does not give an update back the first few times."""
+    """A real worker whose disk does not give an update back at certain calls, from 1."""
 
-    def __init__(self, worker: SumWorker, times: int) -> None:
+    def __init__(self, worker: SumWorker, *fails: int) -> None:
         self._worker = worker
-        self.left = times
+        self._fails = fails
+        self.calls = 0
         self.begin = worker.begin
         self.dump = worker.dump
         self.discard = worker.discard
 
     def add(self, context: SumContext, path: Path) -> int:
-        if self.left:
-            self.left -= 1
+        self.calls += 1
+        if self.calls in self._fails:
             raise StorageError("cannot read the update")
         return self._worker.add(context, path)
 
@@ -825,13 +826,34 @@ def test_an_update_that_the_disk_does_not_give_back_is_not_refused(
     world: World, adders: tuple[SumWorker, SumWorker]
 ) -> None:
     """A refusal would make the device delete its only copy, for a fault that is not its own."""
-    world.adder = Unreadable(adders[0], 3)
+    world.adder = Unreadable(adders[0], 1, 2, 3)
     plan = world.submit(training={"rounds": 1})
     devices = world.add_devices("abc")
     world.start()
     world.run()
     assert [device.refusals for device in devices] == [[], [], []]
     assert_learnt_from(world, plan, ABC)
+
+
+@pytest.mark.parametrize("fails", [1, 2, 3])
+def test_half_a_sum_is_never_taken_for_one(
+    make_world: Callable[[], World], adders: tuple[SumWorker, SumWorker], fails: int
+) -> None:
+    """After a restart the stored updates are added again, and one of them cannot be read."""
+    world = finished_world(make_world, holder=adders[1])
+
+    def crash(_: object) -> bool:
+        everything_is_stored = len(of_kind(world, UpdateStored)) == 3 and world.restarts == 0
+        if everything_is_stored:
+            world.adder = Unreadable(adders[0], fails)
+        return everything_is_stored
+
+    world.crash_at = crash
+    world.start()
+    world.run()
+    assert (world.restarts, len(world.failures)) == (1, 1)
+    plan = RunPlan.model_validate_json(world.store.run(RUN).plan)
+    assert_learnt_from(world, plan, ABC, ABC)
 
 
 # Who may have which blob
