@@ -36,7 +36,7 @@ from coordinator.federation.secure_sum import SecureSum
 from coordinator.federation.server_update import ServerState, gate, server_step, weighted_mean
 from coordinator.fleet.fleet import Fleet
 from coordinator.probe import MakeEmbedder, Probe, embed_probe
-from coordinator.store.store import RunRow, Store, by_round
+from coordinator.store.store import ENDINGS, RunRow, Store, by_round
 from coordinator.submission import read_probe
 from shared.actors import Workbench
 from shared.config import read_json
@@ -216,26 +216,10 @@ class Conductor:
         round_ = self._round
         if round_ is None or not self._is_current(envelope) or round_.state is not State.PLANNED:
             return
-        layout = self.plan.layout
-        offered = (message.scheme, message.count, message.bits, message.max_devices)
-        if offered != (self.plan.scheme, layout.count, layout.bits, layout.max_devices):
+        if not message.answers(self._key_request()):
             self._fail(WrongKey("the key holder announced a key for another layout"))
             return
-
-        def arrived(_path: Path) -> None:
-            if self._is_current(envelope) and round_.state is State.PLANNED:
-                self._commit(KeyAnnounced(envelope.raw))
-                self.advance()
-
-        self._downloads.fetch(
-            Digest(message.digest),
-            message.size,
-            self._store.blob(Digest(message.digest)),
-            peer=topics.KEY_HOLDER,
-            now=self._bench.now(),
-            finished=arrived,
-            failed=lambda err: log.warning("key.damaged", error=str(err)),
-        )
+        self._bring(envelope, message, KeyAnnounced(envelope.raw))
 
     def opened(self, envelope: Envelope, message: Opened) -> None:
         """The key holder opened this round's sum."""
@@ -248,20 +232,29 @@ class Conductor:
         if message.size != np.dtype("<i8").itemsize * self.plan.layout.count:
             self._fail(ProtocolError("the key holder opened a sum of another length"))
             return
+        self._bring(envelope, message, SumOpened(Digest(message.digest), message.devices))
+
+    def _bring(
+        self, envelope: Envelope, message: KeyAnnouncement | Opened, then: Transition
+    ) -> None:
+        """Fetch the key holder's blob; ``then`` has happened if the round still stands where it did."""
+        round_ = self._round
+        assert round_ is not None
+        digest, state = Digest(message.digest), round_.state
 
         def arrived(_path: Path) -> None:
-            if self._is_current(envelope) and round_.state is State.CLOSING:
-                self._commit(SumOpened(Digest(message.digest), message.devices))
+            if self._is_current(envelope) and round_.state is state:
+                self._commit(then)
                 self.advance()
 
         self._downloads.fetch(
-            Digest(message.digest),
+            digest,
             message.size,
-            self._store.blob(Digest(message.digest)),
+            self._store.blob(digest),
             peer=topics.KEY_HOLDER,
             now=self._bench.now(),
             finished=arrived,
-            failed=lambda err: log.warning("sum.damaged", error=str(err)),
+            failed=lambda err: log.warning("blob.damaged", kind=message.kind, error=str(err)),
         )
 
     def opening_refused(self, envelope: Envelope, code: str, reason: str) -> None:
@@ -339,11 +332,11 @@ class Conductor:
         if self._key_holder_is_silent(now):
             return True
         if self._asked.due("key", now):
-            layout = self.plan.layout
-            self._to_holder(
-                KeyRequest(self.plan.scheme, layout.count, layout.bits, layout.max_devices)
-            )
+            self._to_holder(self._key_request())
         return False
+
+    def _key_request(self) -> KeyRequest:
+        return KeyRequest.of(self.plan.scheme, self.plan.layout)
 
     def _key_holder_is_silent(self, now: float) -> bool:
         """Whether the key holder has been waited for long enough; the round has then failed."""
@@ -471,7 +464,7 @@ class Conductor:
 
     def _restore(self) -> None:
         milestones = self._store.milestones(self.plan.run_id)
-        self.over = bool(milestones.keys() & {"finished", "failed", "stopped"})
+        self.over = not milestones.keys().isdisjoint(ENDINGS)
         if "started" in milestones:
             self._adapter = Digest(milestones["started"].facts["adapter"])
         for number, rows in by_round(self._store.transitions(self.plan.run_id)):

@@ -10,7 +10,7 @@ import structlog
 from coordinator.conductor import Conductor
 from coordinator.fleet.transport_fleet import TransportFleet
 from coordinator.probe import MakeEmbedder
-from coordinator.store.store import Store
+from coordinator.store.store import ENDINGS, Store
 from shared.actors import Workbench
 from shared.crypto.sum_cipher import Adder
 from shared.errors import ProtocolError, RoundClosed
@@ -53,7 +53,6 @@ class Coordinator:
         make_embedder: MakeEmbedder,
     ) -> None:
         self._store = store
-        self._transport = transport
         self._bench = bench
         self._adder = adder
         self._make_embedder = make_embedder
@@ -94,7 +93,7 @@ class Coordinator:
         current = self._current()
         if current is not None and current.plan.run == run:
             current.stop(reason)
-        elif not self._store.milestones(run).keys() & {"finished", "failed"}:
+        elif self._store.milestones(run).keys().isdisjoint(ENDINGS):
             self._store.add_milestone(run, "stopped", {"reason": reason}, now=self._bench.now())
 
     def close(self) -> None:
@@ -105,7 +104,7 @@ class Coordinator:
             return self._conductor
         self._conductor = None
         for row in self._store.runs():
-            if self._store.milestones(row.run).keys() & {"finished", "failed", "stopped"}:
+            if not self._store.milestones(row.run).keys().isdisjoint(ENDINGS):
                 continue
             self._conductor = Conductor(
                 row,

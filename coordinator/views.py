@@ -16,7 +16,7 @@ from coordinator.federation.rounds import (
     SumOpened,
     UpdateStored,
 )
-from coordinator.store.store import RunRow, Store, TransitionRow, by_round
+from coordinator.store.store import ENDINGS, RunRow, Store, TransitionRow, by_round
 
 _STATE_AFTER = {
     Planned: State.PLANNED,
@@ -63,7 +63,7 @@ def view_run(store: Store, row: RunRow) -> RunView:
     """A run with its rounds so far. ``""`` in an accuracy is the whole probe set."""
     milestones = store.milestones(row.run)
     started = milestones.get("started")
-    last = next((milestones[k] for k in ("finished", "failed", "stopped") if k in milestones), None)
+    last = next((milestones[k] for k in ENDINGS if k in milestones), None)
     state = last.kind if last else "running" if started else "preparing"
     rounds = [_view_round(number, rows) for number, rows in by_round(store.transitions(row.run))]
     return RunView(

@@ -48,6 +48,7 @@ from shared.wire.messages import (
     Declined,
     Invitation,
     KeyAnnouncement,
+    KeyRequest,
     Message,
     Presence,
     Receipt,
@@ -245,17 +246,10 @@ class Agent:
             )
         signed = open_sealed(invitation.announcement, expected=self._trust.key_holder)
         announcement = signed.message
-        layout = plan.layout
         if (
             not isinstance(announcement, KeyAnnouncement)
             or (signed.run, signed.round) != (envelope.run, envelope.round)
-            or (
-                announcement.scheme,
-                announcement.count,
-                announcement.bits,
-                announcement.max_devices,
-            )
-            != (plan.scheme, layout.count, layout.bits, layout.max_devices)
+            or not announcement.answers(KeyRequest.of(plan.scheme, plan.layout))
         ):
             raise WrongKey("the key holder's announcement is for another round or layout")
         if announcement.min_devices < self._trust.min_devices:
@@ -276,7 +270,6 @@ class Agent:
                 self._forget_task()  # the next invitation begins anew
 
         task.fetched.append(digest)
-
         self._downloads.fetch(
             digest,
             size,
@@ -357,9 +350,7 @@ class Agent:
             return
         for chunk in serve_blob(request, path):
             self._send(chunk, NO_RUN, NO_ROUND)
-        for update in self._outbox.waiting():
-            if update.digest == request.digest:
-                self._announced[update.digest] = self._bench.now()
+        self._announced[request.digest] = self._bench.now()
 
     def _settled(self, digest: str, outcome: str) -> None:
         for waiting in self._outbox.waiting():

@@ -43,7 +43,6 @@ def run_demo(
     """Start a coordinator, a key holder and devices as real processes, and let them learn."""
     from shared.logs import silence_logs
     from sim.demo import DemoOptions, tell
-    from sim.tables import show_report
 
     silence_logs()
     options = DemoOptions(
@@ -60,11 +59,7 @@ def run_demo(
     console = Console(stderr=as_json)
     with _ended_by_signals(), _progress(console) as progress:
         report = tell(options, progress)
-    if as_json:
-        typer.echo(json.dumps(report, ensure_ascii=False))
-        return
-    show_report(report, console)
-    console.print(f"\nThe same numbers for machines: [bold]{out / 'report.json'}[/bold]")
+    _tell(report, out / "report.json", console, as_json=as_json)
 
 
 @sim.command("run")
@@ -88,7 +83,6 @@ def run_simulation(
     from sim.report import write_report
     from sim.scenario import read_scenario
     from sim.simulation import simulate
-    from sim.tables import show_report
 
     silence_logs()
     named = {
@@ -116,11 +110,7 @@ def run_simulation(
 
         report = simulate(read, seed=read.seed if seed is None else seed, watch=watch)
     path = write_report(report, out)
-    if as_json:
-        typer.echo(json.dumps(report, ensure_ascii=False))
-        return
-    show_report(report, console)
-    console.print(f"\nThe same numbers for machines: [bold]{path}[/bold]")
+    _tell(report, path, console, as_json=as_json)
 
 
 @sim.command("report")
@@ -139,6 +129,17 @@ def show(
     except ValueError as err:
         raise DataError(f"{path} is not a report: {err}") from err
     show_report(report, Console())
+
+
+def _tell(report: dict[str, Any], path: Path, console: Console, *, as_json: bool) -> None:
+    """Print a finished run's report, and where it was written."""
+    from sim.tables import show_report
+
+    if as_json:
+        typer.echo(json.dumps(report, ensure_ascii=False))
+        return
+    show_report(report, console)
+    console.print(f"\nThe same numbers for machines: [bold]{path}[/bold]")
 
 
 def _progress(console: Console) -> Progress:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from coordinator.commands import Client
-from coordinator.store.store import Store
+from coordinator.store.store import ENDINGS, Store
 from edge_agent.examples import ExampleStore
 from edge_agent.membership import join
 from edge_agent.participate import Home
@@ -158,7 +158,7 @@ class FleetProcesses:
         while time.monotonic() < deadline:
             view = self.client.get(f"/api/v1/runs/{run}")
             watch(view)
-            if view["state"] in ("finished", "failed", "stopped"):
+            if view["state"] in ENDINGS:
                 return dict(view)
             self.check()
             time.sleep(0.25)

@@ -22,7 +22,7 @@ import numpy as np
 from coordinator.coordinator import Coordinator
 from coordinator.federation.rounds import AdapterApplied, UpdateStored
 from coordinator.probe import embed_probe
-from coordinator.store.store import Store
+from coordinator.store.store import ENDINGS, Store
 from coordinator.submission import submit
 from edge_agent.agent import Agent, Trust
 from edge_agent.examples import ExampleStore
@@ -256,7 +256,7 @@ class _Progress:
                 total = self._plan.job.training.rounds * (self._devices + 1)
                 self._seen += 1
                 self._watch("rounds", self._seen, total)
-            case "finished" | "failed" | "stopped":
+            case str() as kind if kind in ENDINGS:
                 self._over = True
             case _:
                 pass

@@ -120,9 +120,13 @@ class RunRow:
     submitted_at: float
 
 
+ENDINGS: Final = ("finished", "failed", "stopped")
+"""The milestones after which nothing more happens in a run; one of them does at most."""
+
+
 @dataclass(frozen=True, slots=True)
 class Milestone:
-    """Something that happens at most once in a run: ``started``, ``finished``, ``failed``, ``stopped``."""
+    """Something that happens at most once in a run: ``started``, or one of the endings."""
 
     kind: str
     facts: dict[str, Any]

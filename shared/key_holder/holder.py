@@ -248,14 +248,7 @@ class KeyHolder:
             announcement = self._new_keys(vault, request)
         else:
             announcement = KeyAnnouncement(**json.loads(vault.announced.read_text()))
-            asked = (request.scheme, request.count, request.bits, request.max_devices)
-            made = (
-                announcement.scheme,
-                announcement.count,
-                announcement.bits,
-                announcement.max_devices,
-            )
-            if asked != made:
+            if not announcement.answers(request):
                 raise WrongKey("this round's key was made for another layout")
         self._send(announcement, envelope)
 
@@ -489,8 +482,8 @@ class KeyHolder:
         }
         path = self._home / "openings.jsonl"
         # A line that a power cut tore must not swallow the next one.
-        torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-        append_durably(path, b"\n" * bool(torn) + json.dumps(record).encode() + b"\n")
+        start = b"\n" if _is_torn(path) else b""
+        append_durably(path, start + json.dumps(record).encode() + b"\n")
 
     # Small things
 
@@ -533,6 +526,15 @@ class KeyHolder:
 
     def _request(self, _peer: str, request: BlobRequest) -> None:
         self._publish(self._post.seal(request))
+
+
+def _is_torn(log_file: Path) -> bool:
+    """Whether the last line of a log was not written to its end."""
+    if not log_file.exists() or log_file.stat().st_size == 0:
+        return False
+    with log_file.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def _layout_of(announcement: dict[str, int]) -> SumLayout:

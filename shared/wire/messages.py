@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Final, get_type_hints
 
+from shared.crypto.sum_cipher import Scheme, SumLayout
 from shared.errors import UndecodableMessage
 from shared.wire import codec
 
@@ -160,6 +161,11 @@ class KeyRequest(Message):
     bits: int
     max_devices: int
 
+    @classmethod
+    def of(cls, scheme: Scheme, layout: SumLayout) -> KeyRequest:
+        """Ask for a key under which vectors of this layout are summed."""
+        return cls(scheme, layout.count, layout.bits, layout.max_devices)
+
 
 @dataclass(frozen=True, slots=True)
 class KeyAnnouncement(Message):
@@ -174,6 +180,15 @@ class KeyAnnouncement(Message):
     key_id: str
     digest: str
     size: int
+
+    def answers(self, request: KeyRequest) -> bool:
+        """Whether the key is for the scheme and layout that were asked for."""
+        return (self.scheme, self.count, self.bits, self.max_devices) == (
+            request.scheme,
+            request.count,
+            request.bits,
+            request.max_devices,
+        )
 
 
 @dataclass(frozen=True, slots=True)
