@@ -6,6 +6,8 @@ import json
 import os
 import secrets
 import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +41,9 @@ def start(
     key_holder: Annotated[
         str, typer.Option(help="The key holder's public key ('llmos keyholder init' prints it).")
     ] = "",
+    model: Annotated[
+        str, typer.Option(help="Language model to serve at /v1: a folder or hub id.")
+    ] = "",
 ) -> None:
     """Start a coordinator: registry, federated rounds, HTTP API and a broker, on loopback."""
     from coordinator.process import run_coordinator
@@ -51,6 +56,7 @@ def start(
         broker_port=broker_port,
         broker=broker,
         key_holder=key_holder,
+        model=model,
     )
 
 
@@ -180,6 +186,39 @@ def show_run(
     console = Console()
     console.print(f"{view['run']}: {view['state']} {view['reason']}".rstrip(), markup=False)
     console.print(table)
+
+
+@run.command("logs")
+def show_logs(
+    name: str,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it is over.")] = False,
+    home: Home = DEFAULT_HOME,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Print what happened in a run, oldest first."""
+    client, shown = Client.of_home(home, url), 0
+    while True:
+        events = client.get(f"/api/v1/runs/{name}/events")
+        for event in events[shown:]:
+            typer.echo(json.dumps(event, ensure_ascii=False) if as_json else _as_line(event))
+        shown = len(events)
+        if not follow or any(
+            event["event"] in ("finished", "failed", "stopped") for event in events
+        ):
+            return
+        time.sleep(1.0)
+
+
+def _as_line(event: dict[str, Any]) -> str:
+    at = datetime.fromtimestamp(event["at"], UTC).strftime("%Y-%m-%d %H:%M:%S")
+    what = f"round {event['round']}: {event['event']}" if event["round"] else event["event"]
+    facts = {k: v for k, v in event.items() if k not in ("at", "round", "event")}
+    if "accuracy" in facts and isinstance(facts["accuracy"], dict):
+        facts["accuracy"] = f"{facts['accuracy'].get('', 0.0):.3f}"
+    if "cohort" in facts:
+        facts["cohort"] = len(facts["cohort"])
+    return " ".join([f"{at}Z", what, *(f"{name}={value}" for name, value in facts.items())])
 
 
 @run.command("stop")

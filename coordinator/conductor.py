@@ -9,6 +9,9 @@ left say how to go on (promise 3 of the product).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,9 +36,16 @@ from coordinator.federation.rounds import (
     UpdateStored,
 )
 from coordinator.federation.secure_sum import SecureSum
-from coordinator.federation.server_update import ServerState, gate, server_step, weighted_mean
+from coordinator.federation.server_update import (
+    Evaluation,
+    ServerState,
+    federated_evaluation,
+    gate,
+    server_step,
+    weighted_mean,
+)
 from coordinator.fleet.fleet import Fleet
-from coordinator.probe import MakeEmbedder, Probe, embed_probe
+from coordinator.probe import MakeModel, Probe, prepare_probe
 from coordinator.store.store import ENDINGS, RunRow, Store, by_round
 from coordinator.submission import read_probe
 from shared.actors import Workbench
@@ -57,8 +67,8 @@ from shared.errors import (
 )
 from shared.job import RunPlan
 from shared.models.adapter import Adapter
-from shared.models.classification import Accuracy
-from shared.types import DeviceId, Digest, RoundNumber
+from shared.models.task import Accuracy
+from shared.types import DeviceId, Digest, IntVector, RoundNumber
 from shared.wire import codec, topics
 from shared.wire.chunks import Downloads, is_digest
 from shared.wire.envelope import Envelope, claimed_sender, open_sealed
@@ -104,6 +114,25 @@ class _Asked:
         return True
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What a run needs before its first round; the adapter only if it has not started."""
+
+    probe: Probe
+    initial: Adapter | None
+    judged: Accuracy | None
+
+
+@dataclass(slots=True)
+class _Judging:
+    """A new adapter on its way through the probe set."""
+
+    round: RoundNumber
+    adapter: Adapter
+    moments: ServerState
+    result: Future[Accuracy]
+
+
 class Conductor:
     """One run, from its first round to its last. Driven by the coordinator's thread."""
 
@@ -116,7 +145,7 @@ class Conductor:
         downloads: Downloads,
         bench: Workbench,
         adder: Adder,
-        make_embedder: MakeEmbedder,
+        make_model: MakeModel,
     ) -> None:
         """Stand where the run's rows say it stood."""
         self.plan = read_json(RunPlan, row.plan, source=f"plan of {row.run}")
@@ -126,9 +155,10 @@ class Conductor:
         self._downloads = downloads
         self._bench = bench
         self._adder = adder
-        self._make_embedder = make_embedder
+        self._make_model = make_model
         self._probe: Probe | None = None
-        self._embedding: Future[Probe] | None = None
+        self._preparing: Future[_Prepared] | None = None
+        self._judging: _Judging | None = None
         self._round: Round | None = None
         self._sum: SecureSum | None = None
         self._asked = _Asked()
@@ -142,6 +172,7 @@ class Conductor:
         self._reported = 0
         self._moments = ServerState.initial()
         self._adapter: Digest | None = None
+        self._judged: Accuracy | None = None
         self.over = False
         self._restore()
 
@@ -292,10 +323,10 @@ class Conductor:
         """Take every step that is possible now."""
         if self.over:
             return
-        if not self._embed():
+        if not self._prepare():
             return
         if self._round is None:
-            self._start_run()
+            self._plan_round(RoundNumber(1))
         while self._step():
             pass
 
@@ -305,6 +336,11 @@ class Conductor:
             self._commit(RoundFailed("stopped", reason))
             self._settle(self._round)
         self._end("stopped", reason=reason)
+
+    def close(self) -> None:
+        """Free what judging holds; the run goes on when it is conducted again."""
+        if self._probe is not None:
+            self._probe.close()
 
     def _step(self) -> bool:
         """One step of the current round; whether another may be possible at once."""
@@ -320,8 +356,7 @@ class Conductor:
             case State.CLOSING:
                 return self._have_opened(round_, now)
             case State.OPENED:
-                self._apply(round_)
-                return True
+                return self._apply(round_)
             case State.APPLIED | State.FAILED:
                 return self._next_round(round_)
 
@@ -411,33 +446,85 @@ class Conductor:
             self._to_holder(OpenRequest(manifest, size, total_digest))
         return False
 
-    def _apply(self, round_: Round) -> None:
-        assert self._probe is not None
-        assert round_.opened is not None
-        old = self._read_adapter(round_.adapter)
-        before = self._probe.judge(old)
-        total = np.frombuffer(self._store.blob(round_.opened.digest).read_bytes(), "<i8")
-        moments = self._moments
+    def _apply(self, round_: Round) -> bool:
+        """Make the next adapter, have it judged beside this thread, then take or reject it."""
+        if self._judging is None or self._judging.round != round_.number:
+            try:
+                new, moments = self._moved(round_)
+            except (GateRefused, NonFiniteUpdate) as err:
+                self._reject(round_, str(err))
+                return True
+            self._judge(round_, new, moments)
+        judging = self._judging
+        assert judging is not None
+        if not judging.result.done():
+            return False
+        self._judging = None
         try:
-            mean = weighted_mean(total.astype(np.int64), self.plan)
-            change, moments = server_step(self.plan.job.server, self._moments, mean)
-            gate(change, self.plan)
-            new = old.moved(change)
-            after = self._probe.judge(new)
-            chance = float(np.log(len(self.plan.labels)))
-            if after.loss > LOSS_MARGIN * max(before.loss, chance):
-                raise GateRefused(
-                    f"the probe loss would rise from {before.loss:.2f} to {after.loss:.2f}"
-                )
-        except (GateRefused, NonFiniteUpdate) as err:
-            log.warning("adapter.rejected", run=self.plan.run, round=round_.number, reason=str(err))
-            result = self._result(round_.adapter, before, self._moments, rejected=str(err))
-        else:
-            result = self._result(self._store.keep(new.to_bytes()), after, moments)
-        self._commit(result)
+            after, before = judging.result.result(), self._judged
+        except LlmOsError as err:
+            self._fail(err)
+            return True
+        assert before is not None
+        # A guess among C labels; a language model has no worse guess than where it stood.
+        chance = math.log(len(self.plan.labels)) if self.plan.labels else before.loss
+        if not after.loss <= LOSS_MARGIN * max(before.loss, chance):
+            self._reject(
+                round_, f"the probe loss would rise from {before.loss:.2f} to {after.loss:.2f}"
+            )
+            return True
+        digest = self._store.keep(judging.adapter.to_bytes())
+        self._commit(self._result(digest, after, judging.moments, self._evaluated(round_)))
+        return True
+
+    def _moved(self, round_: Round) -> tuple[Adapter, ServerState]:
+        """The next adapter out of the opened sum, not yet judged.
+
+        Raises:
+            GateRefused, NonFiniteUpdate: the sum cannot come from honest training.
+        """
+        mean = weighted_mean(self._opened_total(round_), self.plan)
+        change, moments = server_step(self.plan.job.server, self._moments, mean)
+        gate(change, self.plan)
+        return self._read_adapter(round_.adapter).moved(change * self.plan.step_ratios), moments
+
+    def _opened_total(self, round_: Round) -> IntVector:
+        assert round_.opened is not None
+        data = self._store.blob(round_.opened.digest).read_bytes()
+        return np.frombuffer(data, "<i8").astype(np.int64)
+
+    def _judge(self, round_: Round, adapter: Adapter, moments: ServerState) -> None:
+        probe = self._probe
+        assert probe is not None
+        pending: Future[Accuracy] = Future()
+        self._judging = judging = _Judging(round_.number, adapter, moments, pending)
+
+        def judged(result: Future[Accuracy]) -> None:
+            judging.result = result
+            self._progress_at = self._bench.now()
+
+        self._bench.work(lambda: probe.judge(adapter), judged)
+
+    def _reject(self, round_: Round, reason: str) -> None:
+        assert self._judged is not None
+        log.warning("adapter.rejected", run=self.plan.run, round=round_.number, reason=reason)
+        kept = self._result(
+            round_.adapter, self._judged, self._moments, self._evaluated(round_), rejected=reason
+        )
+        self._commit(kept)
+
+    def _evaluated(self, round_: Round) -> Evaluation | None:
+        """What the devices' own examples say about the adapter that the round began with."""
+        return federated_evaluation(self._opened_total(round_), self.plan)
 
     def _result(
-        self, adapter: Digest, judged: Accuracy, moments: ServerState, *, rejected: str = ""
+        self,
+        adapter: Digest,
+        judged: Accuracy,
+        moments: ServerState,
+        evaluated: Evaluation | None,
+        *,
+        rejected: str = "",
     ) -> AdapterApplied:
         return AdapterApplied(
             adapter=adapter,
@@ -446,6 +533,7 @@ class Conductor:
             accuracy=judged.by_group | {"": judged.overall},
             loss=judged.loss,
             moments=self._store.keep(moments.to_bytes()),
+            evaluated=dataclasses.asdict(evaluated) if evaluated is not None else {},
         )
 
     def _next_round(self, round_: Round) -> bool:
@@ -466,7 +554,9 @@ class Conductor:
         milestones = self._store.milestones(self.plan.run_id)
         self.over = not milestones.keys().isdisjoint(ENDINGS)
         if "started" in milestones:
-            self._adapter = Digest(milestones["started"].facts["adapter"])
+            facts = milestones["started"].facts
+            self._adapter = Digest(facts["adapter"])
+            self._judged = _as_judged(facts["accuracy"], facts["loss"])
         for number, rows in by_round(self._store.transitions(self.plan.run_id)):
             if self._round is not None:
                 self._settle(self._round)
@@ -497,64 +587,59 @@ class Conductor:
             )
             raise ConfigError([problem], source="options")
 
-    def _embed(self) -> bool:
-        """Have the probe set embedded; whether it is."""
+    def _prepare(self) -> bool:
+        """Have the probe set embedded and the first adapter judged; whether that is done."""
         if self._probe is not None:
             return True
-        if self._embedding is None:
-            plan, examples = self.plan, read_probe(self._store, self._row.probe)
-            self._embedding = Future()  # of an answer that is still to come
-            self._bench.work(
-                lambda: embed_probe(
-                    self._make_embedder,
-                    plan.job.model.base,
-                    examples,
-                    plan.labels,
-                    self._store.folder / "probe-features",
-                ),
-                self._embedded,
-            )
-        if not self._embedding.done():
+        if self._preparing is None:
+            self._preparing = Future()  # of an answer that is still to come
+            plan, row, fresh = self.plan, self._row, self._adapter is None
+
+            def prepare() -> _Prepared:
+                cache = self._store.folder / "probe-features"
+                examples = read_probe(self._store, row.probe)
+                probe = prepare_probe(self._make_model, plan, examples, cache)
+                if not fresh:
+                    return _Prepared(probe, None, None)
+                initial = probe.initial(plan)
+                return _Prepared(probe, initial, probe.judge(initial))
+
+            self._bench.work(prepare, self._prepared)
+        if not self._preparing.done():
             return False
         try:
-            self._probe = self._embedding.result()
+            prepared = self._preparing.result()
+            self._start_from(prepared)
         except StorageError:
-            self._embedding = None
+            self._preparing = None
             raise
         except LlmOsError as err:
             self._end("failed", code=err.code, reason=str(err))
             return False
+        self._probe = prepared.probe
         self._waiting_since = self._bench.now()
         return True
 
-    def _embedded(self, future: Future[Probe]) -> None:
-        self._embedding = future
+    def _prepared(self, future: Future[_Prepared]) -> None:
+        self._preparing = future
 
-    def _start_run(self) -> None:
-        assert self._probe is not None
-        if self._adapter is None:
-            if self.plan.job.model.initial == "labels":
-                adapter = Adapter.from_label_features(
-                    self.plan.labels, self._probe.label_features, self._probe.base.digest
-                )
-            else:
-                adapter = Adapter.zeros(
-                    self.plan.labels, self.plan.features, self._probe.base.digest
-                )
-            judged = self._probe.judge(adapter)
-            digest = self._store.keep(adapter.to_bytes())
-            self._store.add_milestone(
-                self.plan.run_id,
-                "started",
-                {
-                    "adapter": digest,
-                    "accuracy": judged.by_group | {"": judged.overall},
-                    "loss": judged.loss,
-                },
-                now=self._bench.now(),
-            )
-            self._adapter = digest
-        self._plan_round(RoundNumber(1))
+    def _start_from(self, prepared: _Prepared) -> None:
+        """Write down what the run starts from, unless that was done before."""
+        if prepared.initial is None or prepared.judged is None:
+            return
+        judged = prepared.judged
+        digest = self._store.keep(prepared.initial.to_bytes())
+        self._store.add_milestone(
+            self.plan.run_id,
+            "started",
+            {
+                "adapter": digest,
+                "accuracy": judged.by_group | {"": judged.overall},
+                "loss": judged.loss,
+            },
+            now=self._bench.now(),
+        )
+        self._adapter, self._judged = digest, judged
 
     def _plan_round(self, number: RoundNumber) -> None:
         assert self._adapter is not None
@@ -578,6 +663,7 @@ class Conductor:
         if round_.result is not None:
             self._failed_in_a_row = 0
             self._adapter = round_.result.adapter
+            self._judged = _as_judged(round_.result.accuracy, round_.result.loss)
             self._moments = ServerState.from_bytes(
                 self._store.blob(round_.result.moments).read_bytes()
             )
@@ -590,6 +676,7 @@ class Conductor:
         adapter = {"adapter": self._adapter} if self._adapter is not None else {}
         self._store.add_milestone(self.plan.run_id, kind, adapter | facts, now=self._bench.now())
         self.over = True
+        self.close()
         for device in self._fleet.known():
             self._send(device, RunOver())
         log.info("run.over", run=self.plan.run, outcome=kind, **facts)
@@ -745,3 +832,9 @@ class Conductor:
             run=self.plan.run_id,
             round_=self._round.number,
         )
+
+
+def _as_judged(accuracy: Mapping[str, float], loss: float) -> Accuracy:
+    """What was written down about an adapter; how many examples there were is not needed again."""
+    groups = {name: value for name, value in accuracy.items() if name}
+    return Accuracy(accuracy[""], groups, loss, count=0)

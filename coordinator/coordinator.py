@@ -9,7 +9,10 @@ import structlog
 
 from coordinator.conductor import Conductor
 from coordinator.fleet.transport_fleet import TransportFleet
-from coordinator.probe import MakeEmbedder
+from coordinator.inference.engine import Engine
+from coordinator.inference.questions import Questions
+from coordinator.probe import MakeModel
+from coordinator.releases import MakeRelease, Releases
 from coordinator.store.store import ENDINGS, Store
 from shared.actors import Workbench
 from shared.crypto.sum_cipher import Adder
@@ -21,6 +24,7 @@ from shared.wire.chunks import Downloads, serve_blob
 from shared.wire.envelope import NO_ROUND, NO_RUN, Envelope, Post
 from shared.wire.messages import (
     Accepted,
+    Answering,
     BlobChunk,
     BlobRequest,
     Contribution,
@@ -29,6 +33,7 @@ from shared.wire.messages import (
     Opened,
     OpeningRefused,
     Presence,
+    Question,
     Receipt,
     Refusal,
 )
@@ -50,16 +55,37 @@ class Coordinator:
         key_holder: PublicKey | None,
         bench: Workbench,
         adder: Adder,
-        make_embedder: MakeEmbedder,
+        make_model: MakeModel,
+        make_release: MakeRelease | None = None,
+        engine: Engine | None = None,
     ) -> None:
+        """Conduct what the store holds.
+
+        Args:
+            store: Runs, rows and blobs.
+            transport: Opened by whoever drives this.
+            post: Seals and opens envelopes.
+            key_holder: The holder's public key; None when only clear sums run.
+            bench: Clock and worker threads.
+            adder: Adds encrypted updates.
+            make_model: Base models for judging.
+            make_release: Makes what devices answer with; None releases nothing.
+            engine: The model that answers devices' questions; None refuses them.
+        """
         self._store = store
         self._bench = bench
         self._adder = adder
-        self._make_embedder = make_embedder
+        self._make_model = make_model
         self.fleet = TransportFleet(
             transport, post, key_holder=key_holder, devices=store.devices, now=bench.now
         )
         self._downloads = Downloads(self._request)
+        self._releases = (
+            Releases(store=store, fleet=self.fleet, bench=bench, make=make_release)
+            if make_release is not None
+            else None
+        )
+        self._questions = Questions(engine, self.fleet, bench)
         self._conductor: Conductor | None = None
         self._called = False
 
@@ -83,6 +109,8 @@ class Coordinator:
             self._called = True
         self._downloads.tick(self._bench.now())
         conductor = self._current()
+        if self._releases is not None:
+            self._releases.tick()
         if conductor is None:
             return 1.0
         conductor.advance()
@@ -97,11 +125,15 @@ class Coordinator:
             self._store.add_milestone(run, "stopped", {"reason": reason}, now=self._bench.now())
 
     def close(self) -> None:
-        """Nothing to release: everything that matters is on disk."""
+        """Free what judging holds; everything that matters is on disk."""
+        if self._conductor is not None:
+            self._conductor.close()
 
     def _current(self) -> Conductor | None:
         if self._conductor is not None and not self._conductor.over:
             return self._conductor
+        if self._conductor is not None and self._releases is not None:
+            self._releases.run_over()
         self._conductor = None
         for row in self._store.runs():
             if not self._store.milestones(row.run).keys().isdisjoint(ENDINGS):
@@ -113,7 +145,7 @@ class Coordinator:
                 downloads=self._downloads,
                 bench=self._bench,
                 adder=self._adder,
-                make_embedder=self._make_embedder,
+                make_model=self._make_model,
             )
             break
         return self._conductor
@@ -152,6 +184,8 @@ class Coordinator:
                 self.fleet.set_state(device, state)
                 if conductor is not None and state == "training":
                     conductor.is_at_work(device)
+            case Answering() | Question() as message:
+                self._about_answers(device, message)
             case Contribution() as message:
                 if conductor is not None and envelope.run == conductor.plan.run:
                     conductor.offered(device, envelope, message)
@@ -166,6 +200,12 @@ class Coordinator:
             case message:
                 raise ProtocolError(f"{device} may not send a '{message.kind}'")
 
+    def _about_answers(self, device: DeviceId, message: Answering | Question) -> None:
+        if isinstance(message, Question):
+            self._questions.asked(device, message)
+        elif self._releases is not None:
+            self._releases.heard(device, message)
+
     def _answer_late(self, device: DeviceId, envelope: Envelope, message: Contribution) -> None:
         """An update of a run that is over: it was counted, or it never will be."""
         digest = Digest(message.digest)
@@ -178,6 +218,8 @@ class Coordinator:
     def _serve(self, peer: str, request: BlobRequest) -> None:
         conductor = self._current()
         path = conductor.blob_for(peer, request.digest) if conductor else None
+        if path is None and self._releases is not None and peer != topics.KEY_HOLDER:
+            path = self._releases.file(request.digest)
         if path is None or not path.exists():
             log.info("blob.withheld", peer=peer, digest=request.digest[:12])
             return

@@ -17,6 +17,9 @@ from fastapi import FastAPI
 from coordinator.api.app import Services, create_app
 from coordinator.broker.embedded import EmbeddedBroker
 from coordinator.coordinator import Coordinator
+from coordinator.inference.run_adapters import run_adapters
+from coordinator.inference.transformers_engine import TransformersEngine
+from coordinator.registry.release_worker import release_maker
 from coordinator.store.store import Store
 from shared.actors import ActorLoop
 from shared.config import parse_address
@@ -24,7 +27,7 @@ from shared.crypto.identity import Identity, fingerprint, format_public, parse_p
 from shared.crypto.sum_worker import SumWorker
 from shared.errors import ConfigError, LlmOsError
 from shared.files import write_durably
-from shared.models.embed_worker import EmbedWorker
+from shared.models.model_worker import ModelWorker
 from shared.service import announced_ready, home_lock, serve
 from shared.transport.mqtt import MqttTransport
 from shared.wire.envelope import Post
@@ -35,7 +38,7 @@ log = structlog.get_logger()
 
 
 def run_coordinator(
-    home: Path, *, port: int, broker_port: int, broker: str, key_holder: str
+    home: Path, *, port: int, broker_port: int, broker: str, key_holder: str, model: str = ""
 ) -> None:
     """Run a coordinator until SIGINT or SIGTERM. Call on the main thread.
 
@@ -45,13 +48,17 @@ def run_coordinator(
         broker_port: Of the broker that is started; 0 finds a free one.
         broker: ``HOST:PORT`` of a broker that runs already; empty starts one.
         key_holder: The key holder's public key; empty for clear runs only.
+        model: Folder or hub id of the language model to serve; empty for none. It is loaded
+            after the coordinator is ready.
 
     Raises:
         ConfigError: a port is taken, or an address or key is malformed.
+        ModelError: ``model`` is neither a folder with a model nor written like a hub id.
         BrokerUnavailable: there is no broker and none can be started.
         StorageError: the home cannot be used.
     """
     holder = parse_public(key_holder) if key_holder else None
+    engine = TransformersEngine(model) if model else None
     with ExitStack() as stack:
         stack.enter_context(home_lock(home))
         identity = Identity.load_or_create(home / "identity.key")
@@ -74,7 +81,9 @@ def run_coordinator(
             key_holder=holder,
             bench=loop,
             adder=adder,
-            make_embedder=EmbedWorker,
+            make_model=_model_worker,
+            make_release=release_maker(home / "models"),
+            engine=engine,
         )
         app = create_app(
             Services(
@@ -87,6 +96,8 @@ def run_coordinator(
                 now=time.time,
                 stop_run=lambda run, why: loop.post(lambda: coordinator.stop_run(run, why)),
                 is_ready=lambda: transport.connected,
+                engine=engine,
+                adapter_of=run_adapters(store),
             )
         )
         url = f"http://{LOOPBACK}:{stack.enter_context(_served(app, port))}"
@@ -99,7 +110,15 @@ def run_coordinator(
         }
         stack.enter_context(announced_ready(home, facts))
         log.info("coordinator.ready", **facts)
+        if engine is not None:
+            # Closed before the server is, so that nobody waits for an answer that takes minutes.
+            stack.callback(engine.close)
+            engine.start()
         serve(coordinator, transport, loop)
+
+
+def _model_worker(base: str, layers: int) -> ModelWorker:
+    return ModelWorker(base, keep_layers=layers)
 
 
 def _admin_token(home: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,10 @@ from typing import Final
 
 import structlog
 
+from edge_agent.inference.answering import CoordinatorAnswer
 from edge_agent.outbox import Outbox, Waiting
 from edge_agent.participate import Home, Invited, Owner, check_allowed, participate
+from edge_agent.releases import Releases
 from edge_agent.training.trainer import Trainer
 from shared.actors import Workbench
 from shared.config import read_json
@@ -25,6 +27,7 @@ from shared.crypto.sum_cipher import Scheme, key_id_of
 from shared.errors import (
     BudgetExceeded,
     ConfigError,
+    CoordinatorUnavailable,
     LlmOsError,
     OwnerRefuses,
     ProtocolError,
@@ -51,12 +54,18 @@ from shared.wire.messages import (
     KeyRequest,
     Message,
     Presence,
+    Question,
     Receipt,
     Refusal,
+    Release,
+    Reply,
     RunOver,
 )
 
 PRESENCE_S: Final = 5.0
+ANSWERING_S: Final = 60.0
+"""How often the coordinator hears what this device answers with."""
+
 REPEAT_S: Final = 3.0
 MAX_TRIES: Final = 3
 """A round in which training fails this often is declined: it would block everybody else."""
@@ -114,8 +123,12 @@ class Agent:
         post: Post,
         trainer: Trainer,
         bench: Workbench,
+        on_release: Callable[[], None] = lambda: None,
     ) -> None:
-        """Stand where the files in ``home`` say it stood."""
+        """Stand where the files in ``home`` say it stood.
+
+        ``on_release`` is called when another model or adapter is in force.
+        """
         self._home = home
         self._owner = owner
         self._trust = trust
@@ -125,6 +138,14 @@ class Agent:
         self._bench = bench
         self._outbox = Outbox(home.outbox)
         self._downloads = Downloads(self._request)
+
+        def installed() -> None:
+            on_release()
+            self._show_answering()
+
+        self._releases = Releases(home, self._downloads, bench, installed)
+        self._questions: dict[str, Future[CoordinatorAnswer]] = {}
+        self._answering_at = float("-inf")
         self._task: _Task | None = None
         self._present_at = float("-inf")
         self._worked_at = float("inf")
@@ -151,6 +172,8 @@ class Agent:
         self._downloads.tick(now)
         if now - self._present_at >= PRESENCE_S:
             self._show()
+        if now - self._answering_at >= ANSWERING_S:
+            self._show_answering()
         if self._task is None and now - self._worked_at >= WARM_S:
             self._worked_at = float("inf")
             self._trainer.close()
@@ -172,6 +195,11 @@ class Agent:
                 self._serve(request)
             case Call():
                 self._show()
+                self._show_answering()
+            case Release() as release:
+                self._releases.offered(release)
+            case Reply() as reply:
+                self._replied(reply)
             case Invitation() as invitation:
                 self._invited(envelope, invitation)
             case Receipt(digest=digest):
@@ -183,6 +211,26 @@ class Agent:
                 self._run_over(envelope.run)
             case message:
                 raise ProtocolError(f"the coordinator may not send a '{message.kind}'")
+
+    # Questions to the coordinator's model
+
+    def ask(self, question: str, text: str, answer: Future[CoordinatorAnswer]) -> None:
+        """Send a question under an identifier of its own; the reply completes ``answer``."""
+        self._questions[question] = answer
+        self._send(Question(question, text), NO_RUN, NO_ROUND)
+
+    def forget_question(self, question: str) -> None:
+        """Nobody waits for this reply any more."""
+        self._questions.pop(question, None)
+
+    def _replied(self, reply: Reply) -> None:
+        waiting = self._questions.pop(reply.question, None)
+        if waiting is None:
+            return  # it came too late
+        if reply.code:
+            waiting.set_exception(CoordinatorUnavailable(reply.reason or reply.code))
+        else:
+            waiting.set_result(CoordinatorAnswer(reply.text, reply.model, bool(reply.stand_in)))
 
     # An invitation
 
@@ -386,6 +434,10 @@ class Agent:
             self._trainer.close()
 
     # Small things
+
+    def _show_answering(self) -> None:
+        self._answering_at = self._bench.now()
+        self._send(self._releases.answering(), NO_RUN, NO_ROUND)
 
     def _show(self) -> None:
         busy = self._task is not None and self._task.training

@@ -10,17 +10,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
+
+from edge_agent.inference.commands import inference
+from edge_agent.options import DEFAULT_HOME, AsJson, Home
 
 edge = typer.Typer(help="On a device.", no_args_is_help=True)
 data = typer.Typer(help="The device's own examples.", no_args_is_help=True)
 budget = typer.Typer(help="What participation has cost in privacy.", no_args_is_help=True)
 edge.add_typer(data, name="data")
 edge.add_typer(budget, name="budget")
-
-Home = Annotated[Path, typer.Option(envvar="LLMOS_EDGE_HOME", help="The device's folder.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
-DEFAULT_HOME = Path("~/.llmos/edge")
+edge.add_typer(inference)
 
 
 @edge.command("join")
@@ -55,9 +56,20 @@ def join_fleet(
 
 
 @edge.command("run")
-def run(home: Home = DEFAULT_HOME) -> None:
-    """Take part: stay connected, train when asked, within the owner's budget."""
+def run(
+    port: Annotated[
+        int, typer.Option(help="Of the local API on loopback; 0 finds a free one.")
+    ] = 0,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Take part: answer questions, train when asked, within the owner's budget."""
     from edge_agent.agent import Agent, Trust
+    from edge_agent.api.app import create_app
+    from edge_agent.api.server import LOOPBACK, served
+    from edge_agent.api.token import api_token
+    from edge_agent.coordinator_link import CoordinatorLink
+    from edge_agent.inference.answering import Answerer
+    from edge_agent.inference.installed import Installation
     from edge_agent.membership import read_membership
     from edge_agent.participate import Home as DeviceHome
     from edge_agent.participate import Owner
@@ -79,7 +91,7 @@ def run(home: Home = DEFAULT_HOME) -> None:
         transport = MqttTransport(
             membership.broker_host, membership.broker_port, f"device-{membership.device}"
         )
-        loop = ActorLoop(workers=1)
+        loop = ActorLoop()
         seed = bytes.fromhex(membership.simulation_seed) if membership.simulation_seed else None
         holder = membership.key_holder
         agent = Agent(
@@ -101,7 +113,13 @@ def run(home: Home = DEFAULT_HOME) -> None:
             trainer=ChildTrainer(),
             bench=loop,
         )
-        stack.enter_context(announced_ready(home, {"device": membership.device}))
+        answerer = Answerer(
+            Installation(home).current, home, ask_coordinator=CoordinatorLink(agent, loop)
+        )
+        listening = stack.enter_context(served(create_app(answerer, token=api_token(home)), port))
+        facts = {"device": membership.device, "url": f"http://{LOOPBACK}:{listening}"}
+        stack.enter_context(announced_ready(home, facts))
+        structlog.get_logger().info("edge.ready", **facts)
         serve(agent, transport, loop)
 
 

@@ -50,6 +50,16 @@ class Added:
     """Already there, or twice in the import."""
 
 
+def is_held_out(example: Example, share: float) -> bool:
+    """Whether an example belongs to the ``share`` that is scored and never trained on.
+
+    Decided by its text alone, so the same in every round, after a restart, and under
+    every label that the text may have.
+    """
+    drawn = int.from_bytes(hashlib.sha256(example.text.encode()).digest()[:8])
+    return drawn / 2**64 < share
+
+
 class ExampleStore:
     """Labelled texts in one SQLite file. Any thread or process may use it at any time."""
 

@@ -33,7 +33,7 @@ from shared.errors import (
     StorageError,
 )
 from shared.files import write_durably
-from shared.job import COUNT_NOISE, RunPlan
+from shared.job import COUNT_NOISE, SENSITIVITY_OF_EVALUATION, RunPlan
 from shared.models.adapter import Adapter
 from shared.privacy.accountant import Fact
 from shared.privacy.clipping import clip_by_norm
@@ -181,35 +181,45 @@ def participate(invited: Invited, home: Home, owner: Owner, trainer: Trainer) ->
         raise DataError("this device has no examples; add some with 'llmos edge data add FILE'")
     check_allowed(plan, round_, home, owner)
     start = Adapter.from_bytes(invited.adapter)
-    if (start.labels, start.features) != (plan.labels, plan.features):
-        raise ShapeMismatch("the adapter has other labels or features than the run plan")
+    if start.shape != plan.shape:
+        raise ShapeMismatch("the adapter has another shape than the run plan states")
     ledger, seeds = Ledger(home.ledger), ReleaseSeeds(home.seeds)
-    trainer.prepare(plan.job.model.base, home.examples, home.features)
+    trainer.prepare(plan, home.examples, home.features)
     seed = seeds.obtain(plan.run_id, round_, _draw(owner, plan, round_))
     if plan.count_facts() and all(charge.run != plan.run for charge in ledger.charges()):
         seeds.obtain(plan.run_id, _COUNT_ROUND, _draw(owner, plan, _COUNT_ROUND))
     _charge(ledger, plan, round_, store.store_id)
     expected = _noised_count(home, plan, store.count)
-    training = plan.job.training
-    private = plan.noise_multiplier > 0
+    training, held_out = plan.job.training, plan.job.evaluation.share
+    learnt_from = max(1.0, expected * (1 - held_out))
     trained = trainer.train(
         TrainRequest(
             store_path=home.examples,
             cache_folder=home.features,
+            task=plan.job.task,
             base=plan.job.model.base,
+            keep_layers=plan.job.model.layers,
             adapter=invited.adapter,
             learning_rate=training.learning_rate,
             local_steps=training.local_steps,
             sample_rate=training.sample_rate,
-            clip_norm=training.clip_norm if private else None,
+            step_ratio=plan.job.adapter.step_ratio if plan.labels else 1.0,
+            clip_norm=plan.clip_norm,
             noise_multiplier=plan.noise_multiplier,
-            expected_examples=expected,
+            expected_examples=learnt_from,
+            held_out_share=held_out,
             seed=seed,
             proximal_mu=training.proximal_mu,
         )
     )
-    weight = min(1.0, expected / training.examples_cap)
-    values = packed(trained.update.astype(np.float64), weight, plan, ReleaseStream(seed))
+    weight = min(1.0, learnt_from / training.examples_cap)
+    values = packed(
+        trained.update.astype(np.float64),
+        weight,
+        plan,
+        ReleaseStream(seed),
+        scored=(trained.score_sum, trained.scored),
+    )
     return cipher_for(plan.scheme, plan.layout).encrypt(
         values,
         public_key=invited.public_key,
@@ -217,8 +227,15 @@ def participate(invited: Invited, home: Home, owner: Owner, trainer: Trainer) ->
     )
 
 
-def packed(update: FloatVector, weight: float, plan: RunPlan, stream: ReleaseStream) -> IntVector:
-    """The integers that are encrypted: the weighted update, then the weight.
+def packed(
+    update: FloatVector,
+    weight: float,
+    plan: RunPlan,
+    stream: ReleaseStream,
+    *,
+    scored: tuple[float, int] = (0.0, 0),
+) -> IntVector:
+    """The integers that are encrypted: the weighted update, the weight, the evaluation.
 
     Gate, clip, quantise: after the noise, so all three are post-processing.
 
@@ -226,7 +243,9 @@ def packed(update: FloatVector, weight: float, plan: RunPlan, stream: ReleaseStr
         update: Change to the parameters, float64, shape (parameters,).
         weight: This device's share, in (0, 1].
         plan: Ranges and bounds of the run.
-        stream: Rounds without bias, and after a restart as before it.
+        stream: Noises the evaluation and rounds without bias, after a restart as before it.
+        scored: Exact sum of the scores of held-out examples, and their number; left out
+            unless the run evaluates.
 
     Raises:
         GateRefused: the update is not finite, zero, or of the wrong length.
@@ -238,12 +257,23 @@ def packed(update: FloatVector, weight: float, plan: RunPlan, stream: ReleaseStr
         raise GateRefused("training diverged: the update is not finite")
     if norm == 0.0:
         raise GateRefused("training changed nothing")
+    size = plan.parameters
     clipped = clip_by_norm(weight * update, plan.update_norm).update
-    uniforms = stream.uniforms("rounding", plan.parameters + 1)
-    values = plan.update_quantiser.quantise(clipped, uniforms[:-1]).values
-    share = plan.weight_quantiser.quantise(np.array([weight]), uniforms[-1:]).values
+    uniforms = stream.uniforms("rounding", plan.layout.count)
+    values = plan.update_quantiser.quantise(clipped, uniforms[:size]).values
+    share = plan.weight_quantiser.quantise(np.array([weight]), uniforms[size : size + 1]).values
     # A weight that rounds to nothing would leave the update in the sum and its weight out.
-    return np.concatenate([values, np.maximum(share, 1)]).astype(np.int64)
+    parts = [values, np.maximum(share, 1)]
+    if plan.evaluates:
+        # Of more examples than the cap the mean counts as the cap's: one record weighs less.
+        sums = np.array(scored, np.float64) * min(
+            1.0, plan.job.training.examples_cap / max(scored[1], 1)
+        )
+        if plan.noise_multiplier:
+            spread = plan.job.evaluation.noise * SENSITIVITY_OF_EVALUATION
+            sums += spread * stream.gaussians("evaluation", 2)
+        parts.append(plan.evaluation_quantiser.quantise(sums, uniforms[size + 1 :]).values)
+    return np.concatenate(parts).astype(np.int64)
 
 
 def _draw(owner: Owner, plan: RunPlan, round_: RoundNumber) -> Callable[[], bytes]:

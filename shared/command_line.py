@@ -17,10 +17,15 @@ from shared.errors import DependencyMissing, LlmOsError
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "demo": ("sim.commands:demo", "The whole story on this machine, offline"),
     "sim": ("sim.commands:sim", "Simulate a fleet: sim run SCENARIO"),
+    "bench": ("sim.bench.commands:bench", "Measurements: bench edge"),
     "up": ("coordinator.commands:up", "Start a coordinator with its broker"),
-    "run": ("coordinator.commands:run", "Federated runs: submit, ls, show, stop"),
+    "run": ("coordinator.commands:run", "Federated runs: submit, ls, show, logs, stop"),
     "device": ("coordinator.commands:device", "The fleet: token, ls"),
-    "edge": ("edge_agent.commands:edge", "On a device: join, data add, run, status, budget"),
+    "model": ("coordinator.registry.commands:model", "The registry: import, make-tiny, ls, show"),
+    "edge": (
+        "edge_agent.commands:edge",
+        "On a device: join, run, ask, data, label, calibrate, doctor",
+    ),
     "keyholder": ("shared.key_holder.commands:keyholder", "For whoever holds the keys"),
 }
 """Name → where its Typer application is, and one line of help."""
@@ -60,9 +65,11 @@ def _loaded(place: str, name: str) -> click.Command:
 _EXTRA: Final = {
     "demo": "demo",
     "sim": "sim",
+    "bench": "sim",
     "up": "coordinator",
     "run": "coordinator",
     "device": "coordinator",
+    "model": "coordinator",
     "edge": "edge",
     "keyholder": "crypto",
 }

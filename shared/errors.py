@@ -28,6 +28,9 @@
     │   ├── AlreadyReleased        this round's one release is out: a second would be a second view
     │   ├── LedgerDamaged          the ledger was edited or broke other than at its torn end
     │   └── SeedRefused            repeatable noise was asked for outside a simulation
+    ├── EngineError              the coordinator's language model cannot answer
+    │   ├── EngineBusy             it is still being loaded, or too many requests wait
+    │   └── PromptRefused          it has no room or no form for such a prompt
     ├── GateRefused              an adapter failed its checks and is neither sent nor applied
     └── RoundError               a run or round cannot do what was asked
         ├── RunNotFound
@@ -248,6 +251,25 @@ class GateRefused(LlmOsError):
     """An adapter failed its checks and is neither sent nor applied."""
 
     code = "gate"
+
+
+class EngineError(LlmOsError):
+    """The coordinator's language model cannot answer."""
+
+    code = "engine"
+
+
+class EngineBusy(EngineError):
+    """The model is still being loaded, or as many requests wait as may."""
+
+    code = "engine.busy"
+    retryable = True
+
+
+class PromptRefused(EngineError):
+    """The prompt leaves no room in the model's context, or its chat template refuses it."""
+
+    code = "engine.prompt"
 
 
 class RoundError(LlmOsError):

@@ -13,11 +13,15 @@ import math
 from collections.abc import Iterator
 from typing import Final, Literal
 
+import numpy as np
+
 from shared.config import Field, Table
 from shared.crypto.sum_cipher import Scheme, SumLayout
+from shared.models.adapter import AdapterShape
+from shared.models.task import find_task, task_names
 from shared.privacy.accountant import Fact, NonPrivate, SampledGaussian, noise_multiplier_for
 from shared.privacy.quantiser import Quantiser
-from shared.types import RunId
+from shared.types import FloatVector, RunId
 
 COUNT_NOISE: Final = 10.0
 """Standard deviation, in examples, of the noise on a device's example count.
@@ -29,6 +33,23 @@ multiplier 10, charged once per run: it costs a hundredth of a run at ε = 8.
 _WEIGHT: Final = 1
 """Values that ride behind the parameters in the packed vector: the weight."""
 
+_EVALUATION: Final = 2
+"""With a federated evaluation two more: the sum of the scores and their number."""
+
+SENSITIVITY_OF_EVALUATION: Final = math.sqrt(2)
+"""One record changes the sum of scores by at most 1 and their number by 1."""
+
+REFUSED_METHODS: Final = {
+    "adalora": "it shares singular values between examples, and Opacus has no rule for them",
+    "dora": "its magnitudes divide by a norm of the whole matrix, which has no per-sample gradient",
+    "ia3": "its scaling vectors are bare parameters that Opacus does not hook",
+    "loha": "its Hadamard products are bare parameters that Opacus does not hook",
+    "lokr": "its Kronecker products are bare parameters that Opacus does not hook",
+    "oft": "its rotations are solved from a whole matrix, which has no per-sample gradient",
+    "vera": "its scaling vectors are bare parameters that Opacus does not hook",
+}
+"""Adapters known from peft that fail with per-sample gradients (tried with Opacus 1.6)."""
+
 _STEEPEST_GRADIENT: Final = 14.3
 """L2 bound on one example's gradient of the head: |p - y| ≤ √2 times
 |(10 x, 1)| = √101 for features x of length one."""
@@ -39,14 +60,48 @@ class ModelTable(Table):
 
     Attributes:
         base: A folder, or a hub id.
-        trainable: ``head``: a linear classifier on frozen features.
+        layers: Keep the first so many layers of the base; 0 keeps all.
+        trainable: ``head``: a linear classifier on frozen features. ``lora``:
+            also matrices inside the base, as the table ``adapter`` says; for a
+            language model these alone.
         initial: ``labels``: the head starts as the embeddings of the label
             names, which are public; ``zeros``: it starts knowing nothing.
     """
 
     base: str = "sentence-transformers/all-MiniLM-L6-v2"
-    trainable: Literal["head"] = "head"
+    layers: int = Field(0, ge=0, le=1000)
+    trainable: Literal["head", "lora"] = "head"
     initial: Literal["labels", "zeros"] = "zeros"
+
+
+class AdapterTable(Table):
+    """The matrices inside the base, with ``model.trainable = "lora"``.
+
+    Attributes:
+        method: ``lora``, ``rslora`` or ``bottleneck``.
+        rank: Width of the matrices.
+        alpha: Strength of a low-rank pair: alpha / rank, or alpha / √rank (rsLoRA).
+        layers: So many of the base's top layers get matrices. What lies below is
+            computed once per text.
+        step_ratio: Step size of these matrices as a multiple of
+            ``training.learning_rate``; a head on scaled features takes far
+            longer steps than they do.
+    """
+
+    method: str = "lora"
+    rank: int = Field(8, ge=1, le=1024)
+    alpha: float = Field(16.0, gt=0, le=1e6)
+    layers: int = Field(2, ge=1, le=1000)
+    step_ratio: float = Field(0.1, ge=1e-9, le=1e3)
+
+    def contradictions(self) -> Iterator[str]:
+        """Only methods whose per-sample gradients are known to be right."""
+        known = ("lora", "rslora", "bottleneck")
+        name = self.method.lower()
+        if name in REFUSED_METHODS:
+            yield f"method: {self.method!r} cannot be trained privately: {REFUSED_METHODS[name]}"
+        elif self.method not in known:
+            yield f"method: must be one of {', '.join(known)}, not {self.method!r}"
 
 
 class TrainingTable(Table):
@@ -57,7 +112,8 @@ class TrainingTable(Table):
         local_steps: Gradient steps a device takes per round.
         sample_rate: Chance q of each example to be in a step (Poisson sampling).
         learning_rate: Step size of the local gradient descent.
-        clip_norm: L2 bound C on one example's gradient, used when noise is on.
+        clip_norm: L2 bound C on one example's gradient, used when noise is on or
+            matrices inside the base are trained.
         proximal_mu: FedProx pull towards the round's adapter; 0 is FedAvg.
         examples_cap: A device with this many examples or more has weight one;
             with fewer, proportionally less. Public, so that no true count is.
@@ -119,6 +175,31 @@ class ServerTable(Table):
     tau: float = Field(1e-3, gt=0)
 
 
+class EvaluationTable(Table):
+    """How well the devices' own examples are answered, learnt without seeing one of them.
+
+    Attributes:
+        share: Share of every device's examples that is never trained on; each
+            round their scores are summed, noised and ride in the encrypted
+            update. 0 does without.
+        noise: Noise multiplier of such a sum, charged each round.
+    """
+
+    share: float = Field(0.0, ge=0, lt=1)
+    noise: float = Field(10.0, ge=0.1, le=1e6)
+
+
+class AnswersTable(Table):
+    """What devices do with the adapter when the run is over.
+
+    Attributes:
+        target_error: Most errors, as a share, among the answers that a device gives by itself;
+            certified on the probe set with 95 % confidence.
+    """
+
+    target_error: float = Field(0.05, gt=0, lt=1)
+
+
 class CohortTable(Table):
     """Who is asked, and for how long a round waits.
 
@@ -140,16 +221,23 @@ class Job(Table):
 
     # A run is called after its job, and topics and folders after the run: ``topics.is_name``.
     name: str = Field("run", pattern=r"^[a-z0-9]([a-z0-9-]{0,39}[a-z0-9])?$")
-    task: Literal["text-classification"] = "text-classification"
+    task: str = "text-classification"
     model: ModelTable = ModelTable()
+    adapter: AdapterTable = AdapterTable()
     training: TrainingTable = TrainingTable()
     privacy: PrivacyTable = PrivacyTable()
     protection: ProtectionTable = ProtectionTable()
+    evaluation: EvaluationTable = EvaluationTable()
+    answers: AnswersTable = AnswersTable()
     server: ServerTable = ServerTable()
     cohort: CohortTable = CohortTable()
 
     def contradictions(self) -> Iterator[str]:
-        """The cohort must be able to satisfy the protection, and ε the count's noise."""
+        """The task must exist and fit what is trained, the cohort the protection, ε the count's noise."""
+        if self.task not in task_names():
+            yield f"task: must be one of {', '.join(task_names())}, not {self.task!r}"
+        elif self.model.trainable == "head" and not find_task(self.task).has_head:
+            yield f"model.trainable: {self.task} has no head to train; use 'lora'"
         wanted = self.cohort.devices
         if wanted and wanted < self.protection.min_devices:
             yield (
@@ -174,8 +262,7 @@ class RunPlan(Table):
     Attributes:
         run: The run's identifier.
         job: What was asked.
-        labels: The classes, in the adapter's order. Public.
-        features: Length of one feature vector.
+        shape: What the adapter consists of; its labels are public.
         seed: Draws cohorts and, in a simulation, derives release seeds. Public.
         simulation: Noise may be repeatable; a device refuses it unless its owner
             set it up as a simulated device.
@@ -186,8 +273,7 @@ class RunPlan(Table):
 
     run: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$")
     job: Job
-    labels: tuple[str, ...] = Field(min_length=2, max_length=10_000)
-    features: int = Field(ge=1, le=65_536)
+    shape: AdapterShape
     seed: int = Field(ge=0)
     simulation: bool
     noise_multiplier: float = Field(ge=0, le=1e6)
@@ -205,16 +291,48 @@ class RunPlan(Table):
         return Scheme(self.job.protection.scheme)
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes, in the adapter's order; none for a language model."""
+        return self.shape.labels
+
+    @property
+    def features(self) -> int:
+        """Width of the base."""
+        return self.shape.features
+
+    @property
     def parameters(self) -> int:
-        """Trainable numbers: a weight matrix and a bias."""
-        return len(self.labels) * (self.features + 1)
+        """Trainable numbers."""
+        return self.shape.parameters
+
+    @property
+    def clip_norm(self) -> float | None:
+        """L2 bound on one example's gradient; None leaves gradients as they are."""
+        bounded = self.noise_multiplier > 0 or self.shape.method != "none"
+        return self.job.training.clip_norm if bounded else None
+
+    @property
+    def step_ratios(self) -> FloatVector:
+        """Step size of every parameter as a multiple of the learning rate, (parameters,).
+
+        Updates travel divided by it, so that one value range fits them all.
+        """
+        ratios = np.ones(self.parameters)
+        if self.shape.labels:
+            ratios[self.shape.head_parameters :] = self.job.adapter.step_ratio
+        return ratios
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether devices score their held-out examples."""
+        return self.job.evaluation.share > 0
 
     @property
     def layout(self) -> SumLayout:
-        """The packed vector of one round: the weighted update, then the weight."""
+        """The packed vector: the weighted update, the weight, and the evaluation if there is one."""
         protection = self.job.protection
         return SumLayout(
-            count=self.parameters + _WEIGHT,
+            count=self.parameters + _WEIGHT + (_EVALUATION if self.evaluates else 0),
             bits=protection.bits,
             max_devices=protection.max_devices,
         )
@@ -229,6 +347,14 @@ class RunPlan(Table):
         """Turns a weight in [0, 1] into an integer and back."""
         return Quantiser(bits=self.job.protection.bits, value_range=1.0)
 
+    @property
+    def evaluation_quantiser(self) -> Quantiser:
+        """Turns a sum of scores, or their number, into an integer and back."""
+        reach = float(self.job.training.examples_cap)
+        if self.noise_multiplier:
+            reach += 6 * SENSITIVITY_OF_EVALUATION * self.job.evaluation.noise
+        return Quantiser(bits=self.job.protection.bits, value_range=reach)
+
     def count_facts(self) -> tuple[Fact, ...]:
         """What the noised example count, released once per run, costs."""
         if self.noise_multiplier == 0:
@@ -240,25 +366,31 @@ class RunPlan(Table):
         if self.noise_multiplier == 0:
             return (NonPrivate(reason=f"run {self.run} trains without noise"),)
         training = self.job.training
-        return (
-            SampledGaussian(
-                noise_multiplier=self.noise_multiplier,
-                sample_rate=training.sample_rate,
-                steps=training.local_steps,
-            ),
+        trained = SampledGaussian(
+            noise_multiplier=self.noise_multiplier,
+            sample_rate=training.sample_rate,
+            steps=training.local_steps,
         )
+        # An example is trained on or scored, never both; charging it for both errs on its side.
+        return (trained, *_evaluation_facts(self.job))
 
     def run_facts(self) -> tuple[Fact, ...]:
         """The run's worst case for a device that takes part in every round."""
         return self.count_facts() + self.round_facts() * self.job.training.rounds
 
 
+def _evaluation_facts(job: Job) -> tuple[Fact, ...]:
+    """What one round's scores cost, with noise on."""
+    if job.evaluation.share == 0:
+        return ()
+    return (SampledGaussian(noise_multiplier=job.evaluation.noise, sample_rate=1.0, steps=1),)
+
+
 def plan_run(
     job: Job,
     *,
     run: RunId,
-    labels: tuple[str, ...],
-    features: int,
+    shape: AdapterShape,
     seed: int,
     simulation: bool,
 ) -> RunPlan:
@@ -268,16 +400,20 @@ def plan_run(
     -η (Σ clip(g) + σ C ξ) / (q · cap) per step, so its noise does not depend on
     n: standard deviation η σ C √L / (q · cap) after L steps. The value range
     leaves six of them plus an eighth of the largest signal η C L; without noise
-    half of η L, which no coordinate of our runs came near (saturation is harmless
-    to privacy and costs accuracy only).
+    half of η L for a head, which no coordinate of our runs came near (saturation
+    is harmless to privacy and costs accuracy only).
 
     Raises:
         ConfigError: no noise multiplier reaches ``job.privacy.epsilon``.
     """
     training, privacy = job.training, job.privacy
     steps = training.local_steps
-    parameters = len(labels) * (features + 1)
-    if privacy.noise == "none":
+    reach = training.learning_rate * training.clip_norm
+    if privacy.noise == "none" and shape.method != "none":
+        multiplier = 0.0
+        value_range = reach * steps / 8
+        update_norm = 2 * reach * steps
+    elif privacy.noise == "none":
         multiplier = 0.0
         value_range = 0.5 * training.learning_rate * steps
         update_norm = training.learning_rate * steps * _STEEPEST_GRADIENT
@@ -287,17 +423,18 @@ def plan_run(
             delta=privacy.delta,
             sample_rate=training.sample_rate,
             steps=steps * training.rounds,
-            also=(SampledGaussian(noise_multiplier=COUNT_NOISE, sample_rate=1.0, steps=1),),
+            also=(
+                SampledGaussian(noise_multiplier=COUNT_NOISE, sample_rate=1.0, steps=1),
+                *_evaluation_facts(job) * training.rounds,
+            ),
         )
-        reach = training.learning_rate * training.clip_norm
         spread = multiplier * math.sqrt(steps) / (training.sample_rate * training.examples_cap)
         value_range = reach * (6 * spread + steps / 8)
-        update_norm = 2 * reach * (spread * math.sqrt(parameters) + steps)
+        update_norm = 2 * reach * (spread * math.sqrt(shape.parameters) + steps)
     return RunPlan(
         run=run,
         job=job,
-        labels=labels,
-        features=features,
+        shape=shape,
         seed=seed,
         simulation=simulation,
         noise_multiplier=multiplier,

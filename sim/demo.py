@@ -6,7 +6,7 @@ import csv
 import importlib.resources
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,18 +14,28 @@ from typing import Any
 
 from rich.progress import Progress
 
-from coordinator.probe import embed_probe
+from coordinator.probe import prepare_probe
+from edge_agent.inference.installed import ANSWERS
 from shared.config import read_json
 from shared.errors import DataError, RoundError
-from shared.files import disk_errors
+from shared.files import disk_errors, write_durably
 from shared.job import RunPlan
-from shared.models.embed_worker import EmbedWorker
 from shared.models.encoder import find_base_model
-from shared.types import RunId
+from shared.types import Digest, RunId
 from sim.fleet_processes import FleetProcesses
 from sim.population import Population, deal
+from sim.questions import (
+    ask_devices,
+    draw_questions,
+    released_model,
+    told,
+    wait_for_model,
+    wait_for_release,
+)
 from sim.report import Fleet, build_report, write_report
 from sim.scenario import Scenario, read_scenario
+from sim.simulation import make_model
+from sim.stand_in import StandIn
 
 RUN_TIMEOUT_S = 3600.0
 
@@ -58,6 +68,11 @@ class _Stages:
         self.seconds[name] = time.perf_counter() - began
 
 
+def shipped(name: str) -> Path:
+    """A file of the support tickets."""
+    return Path(str(importlib.resources.files("sim") / "tickets" / name))
+
+
 def demo_scenario(options: DemoOptions) -> Scenario:
     """The shipped scenario with a person's choices in it.
 
@@ -65,10 +80,8 @@ def demo_scenario(options: DemoOptions) -> Scenario:
         ConfigError: the choices contradict each other.
         DataError: the chosen file is missing.
     """
-    shipped = importlib.resources.files("sim") / "tickets"
-    with importlib.resources.as_file(shipped) as folder:
-        scenario = read_scenario(folder / "demo.toml")
-        path = options.data or folder / "tickets.csv"
+    scenario = read_scenario(shipped("demo.toml"))
+    path = options.data or shipped("tickets.csv")
     group = options.group_column or ("language" if "language" in _columns(path) else "")
     data = scenario.data.model_copy(
         update={
@@ -102,8 +115,13 @@ def _columns(path: Path) -> list[str]:
         return []
 
 
-def tell(options: DemoOptions, progress: Progress) -> dict[str, Any]:
+Keep = Callable[[dict[str, Any], FleetProcesses], None]
+
+
+def tell(options: DemoOptions, progress: Progress, *, keep: Keep | None = None) -> dict[str, Any]:
     """Run the demonstration and return its report, also written to ``options.out``.
+
+    ``keep`` is called with the report while everything still runs; when it returns, all ends.
 
     Raises:
         LlmOsError: something is missing or failed; no process is left and no report.
@@ -114,24 +132,41 @@ def tell(options: DemoOptions, progress: Progress) -> dict[str, Any]:
         population = deal(scenario.data, options.devices, seed=options.seed)
         find_base_model(scenario.model.base)
     folder = _fresh(options.out)
-    with FleetProcesses(
-        folder, seed=options.seed, min_devices=scenario.protection.min_devices
-    ) as fleet:
+    with (
+        StandIn(options.out) as stand_in,
+        FleetProcesses(
+            folder, seed=options.seed, min_devices=scenario.protection.min_devices
+        ) as fleet,
+    ):
         with stages.stage("start"):
             _start(fleet, population, progress)
         view = _run(fleet, scenario, population, progress, stages)
-        fleet.stop()
+        with stages.stage("release"):
+            _release(fleet, population, view, progress)
+        with stages.stage("language_model"):
+            task = progress.add_task("training a small language model as a stand-in", total=1)
+            fleet.restart_coordinator("--model", str(stand_in.wait()))
+            card = wait_for_model(fleet)
+            progress.update(task, completed=1)
+        with stages.stage("answers"):
+            asked = _ask(fleet, population, options.seed, progress)
         with stages.stage("report"):
             task = progress.add_task("training centrally, for comparison", total=1)
-            report = _report(fleet, population, view, stages)
+            report = _report(fleet, population, view, asked, stages)
+            report["language_model"] = {
+                "name": card["id"],
+                "stand_in": card.get("stand_in", False),
+            }
             progress.update(task, completed=1)
-    report["examples"] = {
-        "by_device": {device: len(part) for device, part in population.devices.items()},
-        "held_out": len(population.probe),
-        "labels": len({example.label for example in population.probe}),
-    }
-    report["stages"] = {name: round(seconds, 2) for name, seconds in stages.seconds.items()}
-    write_report(report, options.out)
+        report["examples"] = {
+            "by_device": {device: len(part) for device, part in population.devices.items()},
+            "held_out": len(population.probe),
+            "labels": len({example.label for example in population.probe}),
+        }
+        report["stages"] = {name: round(seconds, 2) for name, seconds in stages.seconds.items()}
+        write_report(report, options.out)
+        if keep is not None:
+            keep(report, fleet)
     return report
 
 
@@ -142,7 +177,8 @@ def _fresh(out: Path) -> Path:
         raise DataError(f"{folder} holds something else: choose another --out")
     with disk_errors(folder):
         shutil.rmtree(folder, ignore_errors=True)
-        (out / "report.json").unlink(missing_ok=True)
+        for name in ("report.json", "report.html"):
+            (out / name).unlink(missing_ok=True)
         folder.mkdir(parents=True)
     return folder
 
@@ -207,21 +243,57 @@ def _run(
     return view
 
 
+def _release(
+    fleet: FleetProcesses,
+    population: Population,
+    view: Mapping[str, Any],
+    progress: Progress,
+) -> None:
+    """Let every device install what was learnt, and know the shop's answers."""
+    devices = list(population.devices)
+    task = progress.add_task("quantising, calibrating, installing on devices", total=len(devices))
+    answers = shipped("answers.csv")
+    for device in devices:
+        write_durably(fleet.home(device) / ANSWERS, answers.read_bytes())
+    wait_for_release(
+        fleet,
+        devices,
+        RunId(view["run"]),
+        Digest(view["adapter"]),
+        lambda ready: progress.update(task, completed=ready),
+    )
+
+
+def _ask(
+    fleet: FleetProcesses, population: Population, seed: int, progress: Progress
+) -> list[dict[str, Any]]:
+    questions = draw_questions(population.probe, shipped("out_of_scope.csv"), seed=seed)
+    task = progress.add_task("asking the devices", total=len(questions))
+    return ask_devices(
+        fleet,
+        list(population.devices),
+        questions,
+        lambda answered: progress.update(task, completed=answered),
+    )
+
+
 def _report(
-    fleet: FleetProcesses, population: Population, view: Mapping[str, Any], stages: _Stages
+    fleet: FleetProcesses,
+    population: Population,
+    view: Mapping[str, Any],
+    asked: Sequence[Mapping[str, Any]],
+    stages: _Stages,
 ) -> dict[str, Any]:
     store = fleet.store()
     try:
         run = RunId(view["run"])
         plan = read_json(RunPlan, store.run(run).plan, source="plan")
-        probe = embed_probe(
-            EmbedWorker,
-            plan.job.model.base,
-            population.probe,
-            plan.labels,
-            store.folder / "probe-features",
-        )
+        cache = store.folder / "probe-features"
+        probe = prepare_probe(make_model, plan, population.probe, cache)
         homes = {device: fleet.device_home(device) for device in population.devices}
-        return build_report(Fleet(store, homes, probe, "mqtt"), run, stages=stages.seconds)
+        report = build_report(Fleet(store, homes, probe, "mqtt"), run, stages=stages.seconds)
+        report["model"], calibration = released_model(store, run)
+        report["answers"] = told(asked, calibration)
+        return report
     finally:
         store.close()

@@ -132,6 +132,12 @@ class FleetProcesses:
         approvals.approve(device, identity.public)
         ExampleStore(self.device_home(device).examples).add(examples)
 
+    @property
+    def devices(self) -> Sequence[DeviceId]:
+        """Every device that was started, in that order."""
+        others = (COORDINATOR, KEY_HOLDER)
+        return [DeviceId(name) for name in self._commands if name not in others]
+
     def start_device(self, device: DeviceId) -> None:
         """Start a device's agent."""
         self._start(device, ["edge", "run"], wait=False)
@@ -180,6 +186,19 @@ class FleetProcesses:
     def restart(self, name: str) -> None:
         """Start a process that was killed, with the same command line."""
         self._start(name, self._commands[name], wait=name == COORDINATOR)
+
+    def restart_coordinator(self, *options: str) -> None:
+        """End the coordinator in order and start it again, with more options.
+
+        Raises:
+            ChildDied: it ended, with the end of its log.
+        """
+        process = self._processes.pop(COORDINATOR)
+        process.send_signal(signal.SIGTERM)
+        process.wait(STOP_S)
+        self._commands[COORDINATOR] = [*self._commands[COORDINATOR], *options]
+        self._start(COORDINATOR, self._commands[COORDINATOR])
+        self._learn_where()
 
     def pid(self, name: str) -> int:
         """Process id of a running process."""

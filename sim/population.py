@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,9 @@ def deal(table: DataTable, devices: int, *, seed: int) -> Population:
         ConfigError, DataError: as :func:`load`, or there are too few examples.
     """
     examples, probe = load(table)
+    if table.answers:
+        answers = _answers(Path(table.answers))
+        examples, probe = (_answered(part, answers) for part in (examples, probe))
     rng = np.random.default_rng([seed, 0x9E3779B9])
     if not probe:
         examples, probe = _hold_out(examples, table.test_share, rng)
@@ -84,6 +87,28 @@ def deal(table: DataTable, devices: int, *, seed: int) -> Population:
         },
         probe,
     )
+
+
+def _answers(path: Path) -> dict[tuple[str, str], str]:
+    """Answers by label and group."""
+    rows = read_examples(path, text_column="answer", label_column="label", group_column="language")
+    return {(row.label, row.group): row.text for row in rows}
+
+
+def _answered(examples: Sequence[Example], answers: Mapping[tuple[str, str], str]) -> list[Example]:
+    """Put each example's answer in the place of its label.
+
+    Raises:
+        DataError: naming the labels that have none.
+    """
+    lacking = {example.label for example in examples} - {label for label, _ in answers}
+    if lacking:
+        raise DataError(f"data.answers: no answer to {', '.join(sorted(lacking)[:5])}")
+    of_any = {label: text for (label, _), text in sorted(answers.items(), reverse=True)}
+    return [
+        replace(each, label=answers.get((each.label, each.group), of_any[each.label]))
+        for each in examples
+    ]
 
 
 def _dirichlet(

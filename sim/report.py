@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from coordinator.federation.rounds import AdapterApplied, Invited, RoundFailed, UpdateStored
+from coordinator.federation.rounds import (
+    AdapterApplied,
+    DeviceDeclined,
+    Invited,
+    RoundFailed,
+    UpdateStored,
+)
 from coordinator.probe import Probe
 from coordinator.store.store import Store, by_round
 from edge_agent.participate import Home
@@ -20,7 +29,8 @@ from shared.crypto.sum_cipher import Scheme, cipher_for
 from shared.errors import RoundError
 from shared.files import write_durably
 from shared.job import RunPlan
-from shared.models.adapter import Adapter
+from shared.models.adapter import Adapter, AdapterShape
+from shared.privacy.accountant import Fact, NonPrivate, SampledGaussian, epsilon
 from shared.privacy.ledger import Ledger
 from shared.types import DeviceId, Digest, RunId
 from sim.central import train_centrally
@@ -52,7 +62,8 @@ class Fleet:
 
     store: Store
     homes: Mapping[DeviceId, Home]
-    probe: Probe
+    probe: Probe | None
+    """Where a head stands on features; None for a language model."""
     transport: str
 
 
@@ -75,8 +86,14 @@ def build_report(fleet: Fleet, run: RunId, *, stages: Mapping[str, float]) -> di
         raise RoundError(f"run {run} has not finished")
     final = Digest(milestones["finished"].facts["adapter"])
     adapter = Adapter.from_bytes(store.blob(final).read_bytes())
-    first = Digest(milestones["started"].facts["adapter"])
-    central = _central(fleet, plan, Adapter.from_bytes(store.blob(first).read_bytes()))
+    history, started = _history(store, run), milestones["started"].facts
+    judged = [entry for entry in history if "accuracy" in entry]
+    accuracy = {
+        "before": _named(started["accuracy"]),
+        "after": judged[-1]["accuracy"] if judged else _named(started["accuracy"]),
+    }
+    if fleet.probe is not None:
+        accuracy["central"] = _central(fleet, fleet.probe, plan)
     ledgers = {device: Ledger(home.ledger, repair=False) for device, home in fleet.homes.items()}
     protection = plan.job.protection
     cipher = cipher_for(plan.scheme, plan.layout)
@@ -86,13 +103,19 @@ def build_report(fleet: Fleet, run: RunId, *, stages: Mapping[str, float]) -> di
         "devices": len(fleet.homes),
         "rounds": plan.job.training.rounds,
         "transport": fleet.transport,
-        "accuracy": {
-            "before": _named(milestones["started"].facts["accuracy"]),
-            "after": _judged(fleet.probe, adapter),
-            "central": _judged(fleet.probe, central),
+        "task": plan.job.task,
+        "trainable": {"method": plan.shape.method, "parameters": plan.parameters},
+        "accuracy": accuracy,
+        "loss": {
+            "before": round(started["loss"], 4),
+            "after": judged[-1]["loss"] if judged else round(started["loss"], 4),
         },
         "epsilon": {
             device: _finite(ledger.epsilon(plan.job.privacy.delta))
+            for device, ledger in ledgers.items()
+        },
+        "epsilon_by_round": {
+            device: _epsilon_by_round(ledger, run, plan.job.privacy.delta)
             for device, ledger in ledgers.items()
         },
         "privacy": {
@@ -113,13 +136,14 @@ def build_report(fleet: Fleet, run: RunId, *, stages: Mapping[str, float]) -> di
             "update_bytes": cipher.frame_bytes(),
             "bytes_per_value": round(cipher.frame_bytes() / plan.layout.count, 3),
         },
-        "history": _history(store, run),
+        "history": history,
         "who_could_see": [
             {"what": what.format(devices=f"at least {protection.min_devices}"), "who": who}
             for what, who in SHARED_WITH[plan.scheme]
         ],
         "base_model": {"name": plan.job.model.base, "sha256": adapter.base},
         "adapter_hash": final,
+        "versions": _versions(),
         "stages": {name: round(seconds, 2) for name, seconds in stages.items()},
     }
 
@@ -132,18 +156,29 @@ def write_report(report: Mapping[str, Any], folder: Path) -> Path:
     return path
 
 
-def _central(fleet: Fleet, plan: RunPlan, start: Adapter) -> Adapter:
+def _versions() -> dict[str, str]:
+    """What computed this: another version may round differently."""
+    versions = {"python": platform.python_version()}
+    for package in ("llmos", "numpy", "torch", "opacus", "transformers", "onnxruntime"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
+
+
+def _central(fleet: Fleet, probe: Probe, plan: RunPlan) -> dict[str, float]:
+    """A head trained on everybody's pooled features, judged as the run's adapters are."""
+    model = plan.job.model
     pooled = [
-        stored_features(plan.job.model.base, home.examples, home.features)
+        stored_features(model.base, home.examples, home.features, model.layers)
         for home in fleet.homes.values()
     ]
+    head = plan.model_copy(
+        update={"shape": AdapterShape(labels=plan.labels, features=plan.features)}
+    )
     features = np.concatenate([features for features, _ in pooled])
-    return train_centrally(start, features, [label for _, labels in pooled for label in labels])
-
-
-def _judged(probe: Probe, adapter: Adapter) -> dict[str, float]:
-    accuracy = probe.judge(adapter)
-    return _named(accuracy.by_group | {"": accuracy.overall})
+    labels = [label for _, labels in pooled for label in labels]
+    judged = probe.judge(train_centrally(probe.initial(head), features, labels))
+    return _named(judged.by_group | {"": judged.overall})
 
 
 def _named(accuracy: Mapping[str, float]) -> dict[str, float]:
@@ -153,6 +188,30 @@ def _named(accuracy: Mapping[str, float]) -> dict[str, float]:
 def _finite(epsilon: float) -> float | str:
     """JSON knows no infinity; "infinite" is what it means."""
     return round(epsilon, 4) if np.isfinite(epsilon) else "infinite"
+
+
+def _epsilon_by_round(ledger: Ledger, run: RunId, delta: float) -> dict[str, float | str]:
+    """What had been spent after each round of ``run``, earlier runs included.
+
+    Equal releases are counted, not listed, so that a thousand rounds take no million sums.
+    """
+    spent: dict[str, float | str] = {}
+    released: dict[Fact, int] = {}
+    for charge in ledger.charges():
+        for fact in charge.facts:
+            match fact:
+                case SampledGaussian(steps=steps):
+                    alike: Fact = replace(fact, steps=1)
+                    released[alike] = released.get(alike, 0) + steps
+                case NonPrivate():
+                    released[fact] = 1
+        if charge.run == run:
+            facts = [
+                replace(fact, steps=count) if isinstance(fact, SampledGaussian) else fact
+                for fact, count in released.items()
+            ]
+            spent[str(charge.round)] = _finite(epsilon(facts, delta=delta))
+    return spent
 
 
 def _bytes_out(home: Home, run: RunId) -> dict[str, int]:
@@ -171,6 +230,9 @@ def _history(store: Store, run: RunId) -> list[dict[str, Any]]:
             match row.transition:
                 case Invited(cohort=cohort):
                     entry["invited"] = len(cohort)
+                case DeviceDeclined(code=code):
+                    declined = entry.setdefault("declined", {})
+                    declined[code] = declined.get(code, 0) + 1
                 case UpdateStored():
                     entry["reported"] += 1
                 case AdapterApplied() as result:

@@ -24,6 +24,8 @@ class DataTable(Table):
         text_column: Name of the column with the text.
         label_column: Name of the column with the label.
         group_column: Results are shown apart by it, e.g. the language.
+        answers: A file with the columns label, answer and perhaps language: each
+            example's answer takes the place of its label, as a language model wants it.
         test_share: Share held out per label (and group) when there is no test.
         split: ``dirichlet``: each label's examples are dealt in proportions
             drawn from Dirichlet(alpha); ``iid``: evenly at random.
@@ -36,6 +38,7 @@ class DataTable(Table):
     text_column: str = "text"
     label_column: str = "label"
     group_column: str = ""
+    answers: str = ""
     test_share: float = Field(0.2, gt=0, lt=1)
     split: Literal["dirichlet", "iid"] = "dirichlet"
     alpha: float = Field(0.5, gt=0)

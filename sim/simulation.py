@@ -21,7 +21,7 @@ import numpy as np
 
 from coordinator.coordinator import Coordinator
 from coordinator.federation.rounds import AdapterApplied, UpdateStored
-from coordinator.probe import embed_probe
+from coordinator.probe import prepare_probe
 from coordinator.store.store import ENDINGS, Store
 from coordinator.submission import submit
 from edge_agent.agent import Agent, Trust
@@ -35,7 +35,7 @@ from shared.errors import RoundError
 from shared.job import RunPlan
 from shared.key_holder.approvals import Approvals
 from shared.key_holder.holder import KeyHolder
-from shared.models.embed_worker import EmbedWorker
+from shared.models.model_worker import ModelWorker
 from shared.transport.memory import Link, MemoryNetwork, MemoryTransport
 from shared.types import DeviceId, PublicKey
 from shared.wire import topics
@@ -57,14 +57,19 @@ def simulation_master(seed: int) -> bytes:
     return hashlib.sha256(f"llmos simulation {seed}".encode()).digest()
 
 
+def make_model(base: str, layers: int) -> ModelWorker:
+    """A base model in a child process, as the coordinator has it."""
+    return ModelWorker(base, keep_layers=layers)
+
+
 class _SharedTrainer:
     """One device's view of a training child that serves several; it outlives each of them."""
 
     def __init__(self, child: ChildTrainer) -> None:
         self._child = child
 
-    def prepare(self, base: str, store_path: Path, cache_folder: Path) -> int:
-        return self._child.prepare(base, store_path, cache_folder)
+    def prepare(self, plan: RunPlan, store_path: Path, cache_folder: Path) -> int:
+        return self._child.prepare(plan, store_path, cache_folder)
 
     def train(self, request: TrainRequest) -> Trained:
         return self._child.train(request)
@@ -93,10 +98,11 @@ def simulate(scenario: Scenario, *, seed: int, watch: Watch) -> dict[str, Any]:
         world.run(watch)
         ran = time.perf_counter()
         plan, store = world.plan, world.store
-        examples = population.probe
-        probe = embed_probe(
-            EmbedWorker, plan.job.model.base, examples, plan.labels, store.folder / "probe-features"
-        )
+        probe = None
+        if plan.labels:
+            cache = store.folder / "probe-features"
+            probe = prepare_probe(make_model, plan, population.probe, cache)
+            stack.callback(probe.close)
         fleet = Fleet(store, world.homes, probe, transport="memory")
         stages = {"prepare": dealt - began, "run": ran - dealt}
         report = build_report(fleet, plan.run_id, stages=stages)
@@ -229,7 +235,7 @@ class _World:
             key_holder=holder,
             bench=self._time.bench(0.1),
             adder=adder,
-            make_embedder=EmbedWorker,
+            make_model=make_model,
         )
         drive(coordinator, transport, self._time)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+SHOWN = 4
+"""Answers in the table, besides the last two; all are in the report."""
 
 NAMES = {"en": "English", "zh": "Chinese", "all": "all"}
 
@@ -16,6 +21,8 @@ def show_report(report: Mapping[str, Any], console: Console) -> None:
     console.print()
     console.print(_accuracy(report))
     console.print(_devices(report))
+    if "answers" in report:
+        console.print(_answers(report["answers"], report.get("language_model", {})))
     console.print(_visibility(report))
     stages = ", ".join(
         f"{name.replace('_', ' ')} {s:.1f} s" for name, s in report["stages"].items()
@@ -43,14 +50,38 @@ def show_report(report: Mapping[str, Any], console: Console) -> None:
 
 def _accuracy(report: Mapping[str, Any]) -> Table:
     accuracy = report["accuracy"]
-    table = Table("accuracy on held-out texts", title=_title(report), title_justify="left")
-    for column in ("before", "after", "central, no privacy"):
-        table.add_column(column, justify="right")
+    language = report.get("task") == "causal-lm"  # reports of earlier versions do not say
+    what = "tokens foretold in held-out texts" if language else "accuracy on held-out texts"
+    table = Table(what, title=_title(report), title_justify="left")
+    keys = [key for key in ("before", "after", "central") if key in accuracy]
+    for key in keys:
+        table.add_column("central, no privacy" if key == "central" else key, justify="right")
     for group in accuracy["after"]:
-        cells = (accuracy[key].get(group) for key in ("before", "after", "central"))
+        cells = (accuracy[key].get(group) for key in keys)
         name = NAMES.get(group, group)
         table.add_row(name, *(f"{c:.3f}" if c is not None else "-" for c in cells))
+    if language:
+        table.add_row("perplexity", *(f"{math.exp(report['loss'][key]):.2f}" for key in keys))
     return table
+
+
+def _answers(answers: Mapping[str, Any], model: Mapping[str, Any]) -> Table:
+    name = str(model.get("name", "the coordinator"))
+    if model.get("stand_in"):
+        name += ", a stand-in for a real model"
+    title = (
+        f"{answers['local']} questions answered on devices, {answers['cloud']} by {name}"
+        f" ({answers['redacted']} pieces of personal data taken out)"
+    )
+    table = Table("question", "answer", "from", "why", title=title, title_justify="left")
+    for example in answers["examples"][:SHOWN] + answers["examples"][-2:]:
+        cells = (example["question"], example["answer"], example["source"], example["reason"])
+        table.add_row(*(escape(_short(str(cell))) for cell in cells))
+    return table
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _title(report: Mapping[str, Any]) -> str:

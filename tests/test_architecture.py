@@ -29,13 +29,40 @@ FRAMEWORKS = frozenset(
 """What costs seconds or tens of megabytes to import, or is to be met in one place only."""
 
 
+_GRAPHS = {
+    "coordinator/registry/graph.py",
+    "coordinator/registry/model_import.py",
+    "coordinator/registry/passes.py",
+    "coordinator/registry/quantisation.py",
+}
+_LANGUAGE_MODELS = {"coordinator/inference/engine_worker.py", "coordinator/registry/tiny.py"}
+
 HOMES = {
     "amqtt": {"coordinator/broker/amqtt_main.py"},
+    "onnx": _GRAPHS,
+    "onnxruntime": {
+        "coordinator/registry/passes.py",
+        "coordinator/registry/quantisation.py",
+        "shared/models/graph_session.py",
+    },
     "opacus": {"edge_agent/training/dp_sgd.py"},
     "paho": {"shared/transport/mqtt.py"},
+    "peft": {"shared/models/pytorch.py"},
+    "starlette": {
+        "coordinator/api/problems.py",
+        "edge_agent/api/app.py",
+        "edge_agent/api/server.py",
+    },
     "tenseal": {"shared/crypto/public_key.py"},
-    "torch": {"edge_agent/training/dp_sgd.py", "shared/models/pytorch.py"},
-    "transformers": {"shared/models/pytorch.py"},
+    "tensorboardX": {"sim/trackers.py"},
+    "tokenizers": {
+        "coordinator/registry/passes.py",
+        "coordinator/registry/tiny.py",
+        "shared/models/graph_session.py",
+    },
+    "torch": {"edge_agent/training/dp_sgd.py", "shared/models/pytorch.py", *_LANGUAGE_MODELS},
+    "transformers": {"shared/models/pytorch.py", *_LANGUAGE_MODELS},
+    "wandb": {"sim/wandb_child.py"},
 }
 """The modules that may name a foreign library: when it changes, they change and no other."""
 

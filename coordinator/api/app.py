@@ -17,10 +17,12 @@ from fastapi import APIRouter, Depends, FastAPI, Header, status
 from pydantic import BaseModel, Field
 
 from coordinator.api import problems
+from coordinator.api.chat import chat_routes
 from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
+from coordinator.inference.engine import Engine
 from coordinator.store.store import Store
 from coordinator.submission import MAX_PROBE_EXAMPLES, submit
-from coordinator.views import view_run
+from coordinator.views import run_events, view_run
 from shared.config import read
 from shared.crypto.identity import fingerprint, format_public, parse_public
 from shared.data_files import Example
@@ -45,6 +47,9 @@ class Services:
         now: The clock.
         stop_run: Asks the coordinator's own thread to end a run.
         is_ready: Whether the broker is connected.
+        engine: The coordinator's language model, if it has one.
+        adapter_of: The adapter that a run has learnt for that model, as bytes. Raises
+            :class:`~shared.errors.RunNotFound` or another :class:`~shared.errors.RoundError`.
     """
 
     store: Store
@@ -56,6 +61,8 @@ class Services:
     now: Callable[[], float]
     stop_run: Callable[[RunId, str], None]
     is_ready: Callable[[], bool]
+    engine: Engine | None
+    adapter_of: Callable[[RunId], bytes]
 
 
 class NewRun(BaseModel):
@@ -90,7 +97,7 @@ class Join(BaseModel):
 
 
 def create_app(services: Services) -> FastAPI:
-    """The application. Every route under ``/api`` but joining needs the admin token."""
+    """The application. Every route under ``/api`` but joining, and ``/v1``, needs the token."""
     app = FastAPI(title="LLM OS coordinator", version="1", openapi_url=None)
     problems.install(app)
 
@@ -104,6 +111,7 @@ def create_app(services: Services) -> FastAPI:
     guarded = [Depends(authorised)]
     app.include_router(_devices(services), prefix="/api/v1", dependencies=guarded)
     app.include_router(_runs(services), prefix="/api/v1", dependencies=guarded)
+    app.include_router(chat_routes(services), prefix="/v1", dependencies=guarded)
 
     @app.get("/api/v1/openapi.json", dependencies=guarded, include_in_schema=False)
     def openapi() -> dict[str, Any]:
@@ -194,6 +202,11 @@ def _runs(services: Services) -> APIRouter:
     def show_run(run: str) -> dict[str, Any]:
         """One run with its rounds."""
         return dataclasses.asdict(view_run(store, store.run(RunId(run))))
+
+    @router.get("/runs/{run}/events")
+    def list_events(run: str) -> list[dict[str, Any]]:
+        """Everything that happened in a run, oldest first."""
+        return run_events(store, store.run(RunId(run)))
 
     @router.post("/runs", status_code=status.HTTP_201_CREATED)
     def submit_run(body: NewRun) -> dict[str, Any]:

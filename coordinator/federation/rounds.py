@@ -104,9 +104,11 @@ class AdapterApplied:
         adapter: What the next round starts from.
         accepted: Whether that is the new adapter; if not, it is the old one.
         reason: Why it was rejected; empty otherwise.
-        accuracy: Share of the probe set answered right, by group; "" is all.
-        loss: Mean cross-entropy on the probe set.
+        accuracy: Mean score on the probe set, by group; "" is all.
+        loss: Mean loss on the probe set, in nats.
         moments: Blob with the server rule's state for the next round.
+        evaluated: What the devices' own examples said about the adapter that the
+            round began with (``accuracy``, ``examples``); empty without evaluation.
     """
 
     adapter: Digest
@@ -115,6 +117,7 @@ class AdapterApplied:
     accuracy: dict[str, float]
     loss: float
     moments: Digest
+    evaluated: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

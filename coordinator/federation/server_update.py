@@ -48,11 +48,11 @@ class ServerState:
 def weighted_mean(total: IntVector, plan: RunPlan) -> FloatVector:
     """The devices' mean update out of their opened sum.
 
-    The sum holds Σ wₖ Δₖ and, behind it, Σ wₖ, both as exact integers; the mean
+    The sum holds Σ wₖ Δₖ and, behind it, Σ wₖ, all as exact integers; the mean
     is their quotient, so neither a single weight nor a single update is needed.
 
     Args:
-        total: int64, shape (parameters + 1,).
+        total: int64, as the plan's layout has it.
         plan: The run, whose quantisers turn integers back.
 
     Raises:
@@ -61,10 +61,40 @@ def weighted_mean(total: IntVector, plan: RunPlan) -> FloatVector:
     """
     if total.shape != (plan.layout.count,):
         raise ShapeMismatch(f"a sum of {total.shape}, the run has {plan.layout.count} values")
-    weight = float(plan.weight_quantiser.dequantise(total[-1:])[0])
+    size = plan.parameters
+    weight = float(plan.weight_quantiser.dequantise(total[size : size + 1])[0])
     if weight <= 0:
         raise GateRefused("the weights of all devices together are zero")
-    return np.asarray(plan.update_quantiser.dequantise(total[:-1]) / weight, dtype=np.float64)
+    return np.asarray(plan.update_quantiser.dequantise(total[:size]) / weight, dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How the devices' own held-out examples were answered, as noised sums say."""
+
+    accuracy: float
+    """Mean score, in [0, 1]."""
+    examples: float
+    """How many there were; not whole, since noise is in it."""
+
+
+def federated_evaluation(total: IntVector, plan: RunPlan) -> Evaluation | None:
+    """What an opened sum says about the adapter that the round began with.
+
+    Returns:
+        None when the run does not evaluate, or noise leaves fewer than one example.
+
+    Raises:
+        ShapeMismatch: ``total`` has another length.
+    """
+    if not plan.evaluates:
+        return None
+    if total.shape != (plan.layout.count,):
+        raise ShapeMismatch(f"a sum of {total.shape}, the run has {plan.layout.count} values")
+    score, count = plan.evaluation_quantiser.dequantise(total[-2:])
+    if count < 1:
+        return None
+    return Evaluation(float(min(max(score / count, 0.0), 1.0)), float(count))
 
 
 def server_step(

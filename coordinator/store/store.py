@@ -29,7 +29,7 @@ from shared.files import digest_of, disk_errors, write_durably
 from shared.types import DeviceId, Digest, PublicKey, RoundNumber, RunId
 from shared.wire import codec
 
-_SCHEMA: Final = 1
+_SCHEMA: Final = 2
 
 _metadata = sa.MetaData()
 

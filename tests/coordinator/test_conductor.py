@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -29,12 +29,13 @@ from coordinator.federation.rounds import (
     UpdateStored,
 )
 from coordinator.store.store import Store
+from coordinator.views import view_run
 from shared.crypto.sum_cipher import SumContext, key_id_of, opener_for
 from shared.crypto.sum_worker import SumWorker
-from shared.errors import ConfigError, StorageError
+from shared.errors import ChildDied, ConfigError, StorageError
 from shared.files import digest_of
 from shared.job import RunPlan
-from shared.types import DeviceId, Digest, RoundNumber, RunId
+from shared.types import DeviceId, Digest, FloatMatrix, RoundNumber, RunId
 from shared.wire import topics
 from shared.wire.envelope import Post
 from shared.wire.messages import (
@@ -48,7 +49,7 @@ from shared.wire.messages import (
     Receipt,
 )
 from sim.virtual_time import drive
-from tests.support.coordination import RUN, Crash, Offer, ScriptedDevice, World
+from tests.support.coordination import RUN, Crash, FixedFeatures, Offer, ScriptedDevice, World
 
 ABC = ["device-a", "device-b", "device-c"]
 ROUND = RoundNumber(1)
@@ -1065,3 +1066,223 @@ def test_fedadam_goes_on_with_its_moments_after_a_restart(
         digests.append(world.adapter().digest)
         assert world.restarts == (3 if crash_after else 0)
     assert digests[0] == digests[1]
+
+
+# Judging, which happens beside the coordinator's thread
+
+INNER: dict[str, dict[str, Any]] = {
+    "model": {"trainable": "lora"},
+    "adapter": {"rank": 2, "step_ratio": 0.05},
+}
+"""A job whose adapters are put through the base model to be judged."""
+
+
+def is_judging(world: World) -> bool:
+    """A sum is open, and nothing was made of it yet: the new adapter is before its judge."""
+    return len(of_kind(world, SumOpened)) > len(of_kind(world, AdapterApplied))
+
+
+def run_until_opened(world: World, number: int) -> None:
+    """Let time pass until the sum of a round is open, and no longer."""
+    world.run(lambda: len(of_kind(world, SumOpened)) == number)
+
+
+class Judges(FixedFeatures):
+    """A base model that does as it is told whenever an adapter is judged, from the first on."""
+
+    verdicts: ClassVar[list[Any]] = []
+
+    def encode(self, texts: Sequence[str], *, adapter: bytes = b"") -> FloatMatrix:
+        features = super().encode(texts)
+        verdict = type(self).verdicts.pop(0) if adapter and type(self).verdicts else None
+        if isinstance(verdict, Exception):
+            raise verdict
+        return features if verdict is None else np.full_like(features, verdict)
+
+
+def judging(*verdicts: Any) -> type[Judges]:
+    """None judges as ever, an error is raised, a number takes the place of every feature."""
+    return type("Judges", (Judges,), {"verdicts": list(verdicts)})
+
+
+def test_inner_matrices_move_by_their_own_step_size(world: World) -> None:
+    plan = world.submit(**INNER)
+    world.add_devices("abc")
+    world.start()
+    assert world.run()
+    assert_learnt_from(world, plan, ABC, ABC)
+    started = world.first_adapter().flatten().astype(np.float64)
+    ratios = plan.step_ratios
+    assert set(ratios.tolist()) == {1.0, 0.05}
+    means = np.array([world.expected_mean(plan, number, ABC) for number in (1, 2)]).sum(axis=0)
+    moved = world.adapter().flatten() - started
+    assert np.allclose(moved, means * ratios, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(moved, means, rtol=1e-2), "without the ratios it would be elsewhere"
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "fedadam"])
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_restart_while_an_adapter_is_judged_ends_with_the_same(
+    make_world: Callable[[], World], rule: str, inner: bool
+) -> None:
+    digests = []
+    for restarts in (False, True):
+        world = make_world()
+        world.submit(server={"rule": rule, "learning_rate": 0.01}, **(INNER if inner else {}))
+        world.add_devices("abc")
+        world.start()
+        for number in (1, 2):
+            run_until_opened(world, number)
+            assert is_judging(world)
+            if restarts:
+                world.restart()
+        assert world.run()
+        assert len(of_kind(world, AdapterApplied)) == 2
+        assert all(applied.accepted for applied in of_kind(world, AdapterApplied))
+        digests.append(world.adapter().digest)
+    assert digests[0] == digests[1]
+
+
+def test_while_an_adapter_is_judged_devices_are_answered(world: World) -> None:
+    world.submit(training={"rounds": 1})
+    world.work_s = 60.0
+    first, *_ = world.add_devices("abc")
+    world.start()
+    world.run(lambda: is_judging(world))
+    receipts, began = len(first.receipts), world.time.now()
+    first.announce(first.offers[RUN, ROUND])
+    world.run(lambda: len(first.receipts) > receipts)
+    assert is_judging(world)
+    assert world.time.now() - began < 1.0
+    assert world.run()
+    assert world.time.now() - began >= 60.0
+    assert "finished" in world.store.milestones(RUN)
+
+
+def test_an_adapter_is_judged_once_however_long_that_takes(world: World) -> None:
+    model = judging()
+    seen: list[bytes] = []
+
+    class Counting(model):  # type: ignore[valid-type, misc]
+        def encode(self, texts: Sequence[str], *, adapter: bytes = b"") -> FloatMatrix:
+            seen.append(adapter)
+            return FixedFeatures.encode(self, texts)
+
+    world.make_model = Counting
+    world.work_s = 60.0
+    world.submit(training={"rounds": 1}, **INNER)
+    world.add_devices("abc")
+    world.start()
+    assert world.run()
+    judged = [digest_of(adapter) for adapter in seen if adapter]
+    assert judged == [world.first_adapter().digest, world.adapter().digest]
+
+
+def test_a_judge_that_dies_fails_the_round_and_the_next_goes_on_from_the_same(
+    world: World,
+) -> None:
+    plan = world.submit(**INNER)
+    world.make_model = judging(None, ChildDied("out of memory"), None)
+    world.add_devices("abc")
+    world.start()
+    assert world.run()
+    (failed,) = of_kind(world, RoundFailed)
+    assert (failed.code, failed.reason) == ("child_died", "out of memory")
+    (applied,) = of_kind(world, AdapterApplied)
+    mean = np.array(world.expected_mean(plan, 2, ABC))
+    expected = world.first_adapter().moved(mean * plan.step_ratios)
+    assert applied.adapter == expected.digest == world.adapter().digest
+    assert "finished" in world.store.milestones(RUN)
+
+
+def test_a_judge_that_always_dies_ends_the_run_with_its_reason(world: World) -> None:
+    world.submit(**INNER)
+    world.make_model = judging(None, *[ChildDied("out of memory")] * 2)
+    world.add_devices("abc")
+    world.start()
+    assert world.run()
+    facts = world.store.milestones(RUN)["failed"].facts
+    assert facts["code"] == "child_died"
+    assert facts["adapter"] == world.first_adapter().digest
+
+
+def test_a_loss_that_is_no_number_rejects_the_adapter(world: World) -> None:
+    world.submit(training={"rounds": 1}, **INNER)
+    world.make_model = judging(None, np.nan)
+    world.add_devices("abc")
+    world.start()
+    assert world.run()
+    (applied,) = of_kind(world, AdapterApplied)
+    started = world.store.milestones(RUN)["started"].facts
+    assert not applied.accepted
+    assert "nan" in applied.reason
+    assert (applied.adapter, applied.loss) == (started["adapter"], started["loss"])
+
+
+def test_a_run_that_is_stopped_while_its_adapter_is_judged_keeps_the_old_one(world: World) -> None:
+    world.submit(training={"rounds": 2})
+    world.add_devices("abc")
+    world.start()
+    world.run(lambda: is_judging(world))
+    world.coordinator.stop_run(RUN, "enough")
+    world.run_for(30)
+    assert of_kind(world, AdapterApplied) == []
+    facts = world.store.milestones(RUN)["stopped"].facts
+    assert facts["adapter"] == world.first_adapter().digest
+    assert world.rows[-1] == RoundFailed("stopped", "enough")
+
+
+# What devices say about their own examples
+
+
+def evaluated(world: World, *scores: tuple[int, int], **tables: dict[str, Any]) -> RunPlan:
+    """A run of one round whose devices have scored so much on so many."""
+    plan = world.submit(training={"rounds": 1}, evaluation={"share": 0.2}, **tables)
+    for device, told in zip(world.add_devices("abc"[: len(scores)]), scores, strict=True):
+        device.scores = told
+    return plan
+
+
+@pytest.mark.parametrize("scheme", ["clear", "public-key"])
+def test_the_devices_own_examples_are_counted_in_the_sum_and_nowhere_else(
+    world: World, adders: tuple[SumWorker, SumWorker], scheme: str
+) -> None:
+    plan = evaluated(world, (10, 20), (5, 10), (30, 30), protection={"scheme": scheme})
+    world.add_key_holder(adders[1])
+    world.start()
+    assert world.run()
+    assert_learnt_from(world, plan, ABC)
+    (applied,) = of_kind(world, AdapterApplied)
+    assert applied.evaluated == {
+        "accuracy": pytest.approx(45 / 60),
+        "examples": pytest.approx(60 * plan.evaluation_quantiser.step),
+    }
+    (view,) = view_run(world.store, world.store.run(RUN)).rounds
+    assert view.evaluated == applied.evaluated
+
+
+def test_a_rejected_adapter_does_not_hide_how_the_one_before_it_did(world: World) -> None:
+    evaluated(world, (10, 20), (5, 10), (30, 30), server={"learning_rate": 400.0})
+    world.start()
+    assert world.run()
+    (applied,) = of_kind(world, AdapterApplied)
+    assert not applied.accepted
+    assert applied.evaluated["accuracy"] == pytest.approx(45 / 60)
+
+
+def test_noise_that_leaves_no_example_leaves_no_evaluation(world: World) -> None:
+    plan = evaluated(world, (3, -5), (1, 2), (0, 3))
+    world.start()
+    assert world.run()
+    assert_learnt_from(world, plan, ABC)
+    (applied,) = of_kind(world, AdapterApplied)
+    assert applied.evaluated == {}
+
+
+def test_without_evaluation_nothing_is_said_about_it(world: World) -> None:
+    world.submit(training={"rounds": 1})
+    world.add_devices("abc")
+    world.start()
+    world.run()
+    (applied,) = of_kind(world, AdapterApplied)
+    assert applied.evaluated == {}

@@ -94,19 +94,19 @@ class Failing(FixedFeatures):
 
     failures: list[LlmOsError]
 
-    def encode(self, texts: Sequence[str]) -> FloatMatrix:
+    def encode(self, texts: Sequence[str], *, adapter: bytes = b"") -> FloatMatrix:
         if type(self).failures:
             raise type(self).failures.pop()
-        return super().encode(texts)
+        return super().encode(texts, adapter=adapter)
 
 
-def failing(*failures: LlmOsError) -> Callable[[str], Failing]:
+def failing(*failures: LlmOsError) -> Callable[[str, int], Failing]:
     return type("Failing", (Failing,), {"failures": list(failures)})
 
 
 def test_a_base_model_that_cannot_be_used_fails_the_run_with_its_reason(world: World) -> None:
     world.submit()
-    world.make_embedder = failing(ModelError("the weights are damaged"))
+    world.make_model = failing(ModelError("the weights are damaged"))
     world.start()
     world.run()
     facts = world.store.milestones(RUN)["failed"].facts
@@ -115,7 +115,7 @@ def test_a_base_model_that_cannot_be_used_fails_the_run_with_its_reason(world: W
 
 def test_a_full_disk_while_embedding_fails_nothing(world: World) -> None:
     world.submit(training={"rounds": 1})
-    world.make_embedder = failing(StorageError("full"), StorageError("full"))
+    world.make_model = failing(StorageError("full"), StorageError("full"))
     world.add_devices("abc")
     world.start()
     world.run()

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coordinator.probe import Probe, embed_probe
+from coordinator.probe import Probe, prepare_probe
+from shared.config import read
 from shared.errors import ChildDied
-from shared.models.adapter import Adapter
-from shared.types import FloatMatrix
-from tests.support.coordination import FEATURES, PROBE, FixedFeatures, make_base
+from shared.job import Job, plan_run
+from shared.models.adapter import Adapter, AdapterShape
+from shared.types import FloatMatrix, FloatVector, RunId
+from tests.support.coordination import FEATURES, PROBE, FixedFeatures, job_tables, make_base
 
 LABELS = ("cancel_order", "refund-status", "track")
 
@@ -25,22 +27,34 @@ class Counting:
         self.closed = 0
         self._fails = fails
 
-    def __call__(self, base: str) -> Counting:
+    def __call__(self, base: str, layers: int) -> Counting:
         self.base = base
         return self
 
-    def encode(self, texts: Sequence[str]) -> FloatMatrix:
+    def encode(self, texts: Sequence[str], *, adapter: bytes = b"") -> FloatMatrix:
         self.asked.append(list(texts))
         if self._fails:
             raise ChildDied("out of memory")
         return FixedFeatures(self.base).encode(texts)
+
+    def outcome(
+        self, pairs: Sequence[tuple[str, str]], *, adapter: bytes = b""
+    ) -> tuple[FloatVector, FloatVector]:
+        raise NotImplementedError("no language model is judged here")
 
     def close(self) -> None:
         self.closed += 1
 
 
 def embed(embedder: Counting, folder: Path, labels: Sequence[str] = LABELS) -> Probe:
-    return embed_probe(embedder, str(make_base(folder / "base")), PROBE, labels, folder / "cache")
+    return probe_of(embedder, make_base(folder / "base"), folder, labels)
+
+
+def probe_of(embedder: Counting, base: Path, folder: Path, labels: Sequence[str] = LABELS) -> Probe:
+    job = read(Job, job_tables(base), source="test")
+    shape = AdapterShape(labels=tuple(labels), features=FEATURES)
+    plan = plan_run(job, run=RunId("run"), shape=shape, seed=1, simulation=True)
+    return prepare_probe(embedder, plan, PROBE, folder / "cache")
 
 
 def test_labels_are_embedded_as_a_person_would_say_them(tmp_path: Path) -> None:
@@ -49,6 +63,8 @@ def test_labels_are_embedded_as_a_person_would_say_them(tmp_path: Path) -> None:
     (texts,) = embedder.asked
     assert texts == [*(e.text for e in PROBE), "cancel order", "refund status", "track"]
     assert embedder.closed == 1
+    assert probe.features is not None
+    assert probe.label_features is not None
     assert probe.features.shape == (len(PROBE), FEATURES)
     assert probe.label_features.shape == (3, FEATURES)
     expected = FixedFeatures("").encode(texts)
@@ -60,7 +76,11 @@ def test_the_second_time_nothing_is_embedded(tmp_path: Path) -> None:
     again = Counting()
     second = embed(again, tmp_path)
     assert again.asked == []
+    assert first.features is not None
+    assert second.features is not None
     assert np.array_equal(first.features, second.features)
+    assert first.label_features is not None
+    assert second.label_features is not None
     assert np.array_equal(first.label_features, second.label_features)
 
 
@@ -72,7 +92,7 @@ def test_other_labels_or_another_base_are_embedded_anew(tmp_path: Path) -> None:
     other_base = Counting()
     base = make_base(tmp_path / "other")
     (base / "model.safetensors").write_bytes(b"other weights")
-    embed_probe(other_base, str(base), PROBE, LABELS, tmp_path / "cache")
+    probe_of(other_base, base, tmp_path)
     assert len(other_base.asked) == 1
 
 
@@ -87,7 +107,8 @@ def test_an_embedder_that_fails_is_closed_and_leaves_no_cache(tmp_path: Path) ->
 def test_an_adapter_is_judged_by_label_and_group(tmp_path: Path) -> None:
     names = ("cancel", "refund", "track")
     probe = embed(Counting(), tmp_path, names)
-    judged = probe.judge(Adapter.zeros(names, FEATURES, probe.base.digest))
+    shape = AdapterShape(labels=names, features=FEATURES)
+    judged = probe.judge(Adapter.initial(shape, probe.base.digest))
     # All logits are equal: the first label is answered, and the loss is that of guessing.
     assert judged.overall == pytest.approx(1 / 3)
     assert judged.by_group == {"en": pytest.approx(1 / 3), "zh": pytest.approx(1 / 3)}

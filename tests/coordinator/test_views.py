@@ -24,8 +24,9 @@ from coordinator.federation.rounds import (
     UpdateStored,
 )
 from coordinator.store.store import Store
-from coordinator.views import RoundView, view_run
+from coordinator.views import RoundView, run_events, view_run
 from shared.types import Digest, RoundNumber, RunId
+from tests.support.coordinator_plans import small_plan
 
 RUN, ADAPTER, OTHER = RunId("run"), Digest("0" * 64), Digest("1" * 64)
 HISTORY: list[Transition] = [
@@ -44,7 +45,7 @@ HISTORY: list[Transition] = [
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     store = Store(f"sqlite:///{tmp_path / 'store.db'}", tmp_path)
-    store.add_run(RUN, "{}", ADAPTER, now=1.0)
+    store.add_run(RUN, small_plan().model_dump_json(), ADAPTER, now=1.0)
     yield store
     store.close()
 
@@ -87,7 +88,9 @@ def test_a_result_and_a_failure_are_told_with_their_reason(store: Store) -> None
 @pytest.mark.parametrize("last", ["finished", "failed", "stopped"])
 def test_a_run_prepares_runs_and_ends(store: Store, last: str) -> None:
     assert view_run(store, store.run(RUN)).state == "preparing"
-    store.add_milestone(RUN, "started", {"adapter": ADAPTER, "accuracy": {"": 0.1}}, now=2.0)
+    store.add_milestone(
+        RUN, "started", {"adapter": ADAPTER, "accuracy": {"": 0.1}, "loss": 2.5}, now=2.0
+    )
     running = view_run(store, store.run(RUN))
     assert (running.state, running.accuracy_before, running.adapter) == ("running", {"": 0.1}, "")
     store.add_milestone(RUN, last, {"adapter": OTHER, "reason": "because"}, now=3.0)
@@ -101,3 +104,72 @@ def test_a_view_is_json_and_names_nobody_who_contributed(store: Store) -> None:
     text = json.dumps(dataclasses.asdict(view_run(store, store.run(RUN))))
     assert '"a"' not in text
     assert "record" not in text
+
+
+# Events
+
+
+def told(store: Store) -> list[tuple[int, str]]:
+    return [(event["round"], event["event"]) for event in run_events(store, store.run(RUN))]
+
+
+def test_events_are_everything_that_was_written_down_in_its_order(store: Store) -> None:
+    """All at one moment but the end, when the clock has been set back."""
+    store.add_milestone(RUN, "started", {"adapter": ADAPTER, "accuracy": {"": 0.1}}, now=1.0)
+    for row in HISTORY:
+        store.commit(RUN, RoundNumber(1), row, now=1.0)
+    store.commit(RUN, RoundNumber(2), Planned(OTHER), now=1.0)
+    store.commit(RUN, RoundNumber(2), RoundFailed("round", "of no use"), now=0.5)
+    store.add_milestone(RUN, "finished", {"adapter": OTHER}, now=0.5)
+    store.add_milestone(RUN, "released", {"manifest": OTHER, "accuracy": 0.9}, now=0.5)
+    names = ["planned", "key-announced", "invited", "update-stored", "device-declined"]
+    names += ["update-stored", "closed", "sum-opened", "adapter-applied"]
+    assert told(store) == [
+        *[(0, "submitted"), (0, "started")],
+        *[(1, name) for name in names],
+        *[(2, "planned"), (2, "round-failed"), (0, "finished"), (0, "released")],
+    ]
+
+
+def test_what_was_told_stays_where_it_was(store: Store) -> None:
+    """Whoever follows a run asks again and goes on where they were."""
+    before = told(store)
+    store.add_milestone(RUN, "started", {"adapter": ADAPTER}, now=50.0)
+    for number in (1, 2):
+        for row in HISTORY:
+            store.commit(RUN, RoundNumber(number), row, now=float(100 - number))
+            assert told(store)[: len(before)] == before
+            before = told(store)
+    store.add_milestone(RUN, "stopped", {"reason": "enough"}, now=0.0)
+    assert told(store) == [*before, (0, "stopped")]
+
+
+def test_events_say_who_and_why_and_hold_no_record(store: Store) -> None:
+    write(store, HISTORY)
+    events = {event["event"]: event for event in run_events(store, store.run(RUN))}
+    assert events["device-declined"]["device"] == "b"
+    assert events["device-declined"]["reason"] == "is busy"
+    assert events["sum-opened"]["devices"] == 2
+    assert events["adapter-applied"]["accuracy"] == {"": 0.5, "en": 0.6}
+    assert events["adapter-applied"]["accepted"] is True
+    assert events["adapter-applied"]["at"] == 18.0
+    text = json.dumps(run_events(store, store.run(RUN)))
+    assert "record" not in text
+    assert OTHER not in text, "no update can be told by its digest"
+
+
+def test_a_release_is_part_of_the_view(store: Store) -> None:
+    assert view_run(store, store.run(RUN)).release == {}
+    store.add_milestone(RUN, "not-released", {"code": "model", "reason": "damaged"}, now=3.0)
+    assert view_run(store, store.run(RUN)).release == {"code": "model", "reason": "damaged"}
+    facts = {"manifest": OTHER, "accuracy": 0.9, "folder": "/somewhere", "calibration": "{}"}
+    store.add_milestone(RUN, "released", facts, now=4.0)
+    assert view_run(store, store.run(RUN)).release == {"manifest": OTHER, "accuracy": 0.9}
+
+
+def test_what_devices_said_about_their_own_examples_is_shown(store: Store) -> None:
+    said = {"accuracy": 0.75, "examples": 61.2}
+    applied = HISTORY[-1]
+    assert isinstance(applied, AdapterApplied)
+    write(store, [*HISTORY[:-1], dataclasses.replace(applied, evaluated=said)])
+    assert only_round(store).evaluated == said

@@ -111,7 +111,11 @@ def test_an_unreachable_broker_is_named_and_nothing_is_left(llmos: CommandLine, 
     assert llmos("edge", "run", "--home", home.folder) == 1
     assert "127.0.0.1" in llmos.err
     assert ":1" in llmos.err
-    assert {file.name for file in home.folder.iterdir()} - before <= {"lock", "sequence"}
+    assert {file.name for file in home.folder.iterdir()} - before <= {
+        "lock",
+        "sequence",
+        "api.token",
+    }
 
 
 def test_joining_an_absent_coordinator_says_what_to_check(

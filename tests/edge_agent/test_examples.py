@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import sqlite3
 import stat
 import threading
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.examples import Added, ExampleStore
+from edge_agent.examples import Added, ExampleStore, is_held_out
 from shared.data_files import Example
 from shared.errors import DataError, StorageError
 
@@ -171,3 +173,25 @@ def test_a_disk_that_refuses_is_named_and_nothing_is_lost(
         store.add([Example(f"{index}" * 1000, "a") for index in range(100)])
     monkeypatch.undo()
     assert store.examples() == [Example("hi", "a")]
+
+
+def test_the_held_out_share_is_about_the_share_that_was_asked_for() -> None:
+    """False alarms: five standard errors of a proportion; the texts are fixed, so never."""
+    for share in (0.0, 0.1, 0.5):
+        held = sum(is_held_out(Example(f"text {n}", "a"), share) for n in range(5000))
+        assert held / 5000 == pytest.approx(share, abs=5 * math.sqrt(share * (1 - share) / 5000))
+
+
+def test_who_is_held_out_follows_from_the_text_alone() -> None:
+    drawn = int(hashlib.sha256("退款".encode()).hexdigest()[:16], 16) / 2**64
+    for example in (Example("退款", "a"), Example("退款", "b", "zh")):
+        assert is_held_out(example, math.nextafter(drawn, 1))
+        assert not is_held_out(example, drawn)
+
+
+def test_a_larger_share_holds_out_whom_a_smaller_one_did() -> None:
+    examples = [Example(f"text {n}", "a") for n in range(200)]
+    small, large = (
+        {one.text for one in examples if is_held_out(one, share)} for share in (0.2, 0.4)
+    )
+    assert small < large

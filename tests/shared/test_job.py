@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from shared.config import read, read_json
 from shared.crypto.sum_cipher import Scheme
 from shared.errors import ConfigError
-from shared.job import COUNT_NOISE, Job, RunPlan, plan_run
+from shared.job import COUNT_NOISE, REFUSED_METHODS, Job, RunPlan, plan_run
+from shared.models.adapter import AdapterShape, Slot
 from shared.privacy.accountant import NonPrivate, SampledGaussian, epsilon
 from shared.types import RunId
 from shared.wire import topics
@@ -20,13 +21,22 @@ from shared.wire import topics
 LABELS = ("refund", "delivery", "password")
 
 
-def plan_of(job: Job, *, features: int = 8) -> RunPlan:
-    return plan_run(
-        job, run=RunId(job.name), labels=LABELS, features=features, seed=7, simulation=False
-    )
+LORA = AdapterShape(
+    labels=LABELS,
+    features=4,
+    method="lora",
+    rank=2,
+    alpha=4.0,
+    slots=(Slot(name="layer.0.query", inputs=4, outputs=4),),
+)
 
 
-def job_of(**tables: dict[str, Any]) -> Job:
+def plan_of(job: Job, *, features: int = 8, shape: AdapterShape | None = None) -> RunPlan:
+    shape = shape or AdapterShape(labels=LABELS, features=features)
+    return plan_run(job, run=RunId(job.name), shape=shape, seed=7, simulation=False)
+
+
+def job_of(**tables: dict[str, Any] | str) -> Job:
     return read(Job, tables, source="test")
 
 
@@ -106,6 +116,152 @@ def test_the_packed_vector_is_weights_bias_and_one_weight_more() -> None:
     assert plan.scheme is Scheme.PUBLIC_KEY
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    wanted=st.floats(4.0, 20),
+    noise=st.floats(10.0, 100),
+    rounds=st.integers(1, 10),
+    rate=st.floats(0.05, 1),
+)
+def test_a_run_that_evaluates_still_spends_no_more_than_the_jobs_epsilon(
+    wanted: float, noise: float, rounds: int, rate: float
+) -> None:
+    tables: dict[str, Any] = {
+        "privacy": {"epsilon": wanted},
+        "training": {"rounds": rounds, "sample_rate": rate},
+    }
+    plain = plan_of(job_of(**tables))
+    plan = plan_of(job_of(**tables, evaluation={"share": 0.1, "noise": noise}))
+    assert plan.round_facts() == (
+        SampledGaussian(plan.noise_multiplier, rate, 1),
+        SampledGaussian(noise, 1.0, 1),
+    )
+    assert 0.98 * wanted < epsilon(plan.run_facts(), delta=1e-5) <= wanted
+    assert plan.noise_multiplier >= plain.noise_multiplier, "the update pays for the scores"
+
+
+def test_the_update_gets_more_noise_where_the_scores_get_less() -> None:
+    noises = [
+        plan_of(job_of(evaluation=table)).noise_multiplier
+        for table in ({}, {"share": 0.1, "noise": 20.0}, {"share": 0.1, "noise": 8.0})
+    ]
+    assert noises == sorted(set(noises))
+
+
+def test_scores_that_alone_cost_more_than_the_jobs_epsilon_are_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot be met by any noise"):
+        plan_of(job_of(evaluation={"share": 0.1, "noise": 1.0}))
+
+
+def test_scores_add_two_values_and_without_them_a_plan_is_as_before() -> None:
+    plain = plan_of(Job())
+    without = plan_of(job_of(evaluation={"share": 0.0, "noise": 3.0}))
+    with_scores = plan_of(job_of(evaluation={"share": 0.01}))
+    assert not without.evaluates
+    assert without.layout == plain.layout
+    assert without.layout.count == plain.parameters + 1
+    assert without.round_facts() == plain.round_facts()
+    assert without.noise_multiplier == plain.noise_multiplier
+    assert with_scores.evaluates
+    assert with_scores.layout.count == plain.parameters + 3
+
+
+def test_scores_of_a_run_without_noise_promise_nothing_more_than_the_run() -> None:
+    plan = plan_of(job_of(privacy={"noise": "none"}, evaluation={"share": 0.2}))
+    assert all(isinstance(fact, NonPrivate) for fact in plan.run_facts())
+    assert plan.evaluation_quantiser.value_range == plan.job.training.examples_cap
+
+
+def test_the_range_of_the_scores_holds_every_example_and_six_deviations_of_noise() -> None:
+    plan = plan_of(
+        job_of(
+            evaluation={"share": 0.2, "noise": 7.0},
+            training={"examples_cap": 300},
+            protection={"bits": 16},
+        )
+    )
+    assert plan.evaluation_quantiser.value_range == pytest.approx(300 + 6 * math.sqrt(2) * 7)
+    assert plan.evaluation_quantiser.bits == 16
+
+
+def test_the_head_steps_at_the_learning_rate_and_the_inner_matrices_at_their_share_of_it() -> None:
+    job = job_of(adapter={"step_ratio": 0.03}, model={"trainable": "lora"})
+    ratios = plan_of(job, shape=LORA).step_ratios
+    assert ratios.tolist() == [1.0] * LORA.head_parameters + [0.03] * (2 * 4 + 4 * 2)
+    assert set(plan_of(job).step_ratios.tolist()) == {1.0}
+
+
+def test_without_a_head_every_step_is_at_the_learning_rate() -> None:
+    shape = LORA.model_copy(update={"labels": ()})
+    job = job_of(task="causal-lm", model={"trainable": "lora"})
+    assert plan_of(job, shape=shape).step_ratios.tolist() == [1.0] * shape.parameters
+
+
+@pytest.mark.parametrize(
+    ("noise", "shape", "clips"),
+    [("local", None, True), ("local", LORA, True), ("none", None, False), ("none", LORA, True)],
+)
+def test_gradients_are_bounded_with_noise_and_inside_the_base(
+    noise: str, shape: AdapterShape | None, clips: bool
+) -> None:
+    job = job_of(privacy={"noise": noise}, training={"clip_norm": 0.5})
+    assert plan_of(job, shape=shape).clip_norm == (0.5 if clips else None)
+
+
+def test_a_clipped_run_without_noise_cannot_leave_its_ranges() -> None:
+    """Steps of at most η C: an update's norm is at most η C L, with room for twice that."""
+    job = job_of(
+        privacy={"noise": "none"},
+        training={"clip_norm": 0.5, "learning_rate": 2.0, "local_steps": 3},
+    )
+    plan = plan_of(job, shape=LORA)
+    assert plan.update_norm == pytest.approx(2 * 2.0 * 0.5 * 3)
+    assert 0 < plan.value_range < plan.update_norm
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora", "bottleneck"])
+def test_methods_with_right_gradients_are_allowed(method: str) -> None:
+    assert job_of(adapter={"method": method}).adapter.method == method
+
+
+@pytest.mark.parametrize("method", sorted(REFUSED_METHODS))
+@pytest.mark.parametrize("spelt", [str.lower, str.upper, str.title])
+def test_a_method_whose_gradients_are_not_right_is_refused_by_name_and_with_the_reason(
+    method: str, spelt: Any
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        job_of(adapter={"method": spelt(method)})
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"adapter.method: {spelt(method)!r} cannot be trained privately: ")
+    assert REFUSED_METHODS[method] in problem
+    assert len(REFUSED_METHODS[method]) > 30
+
+
+@pytest.mark.parametrize("method", ["", "LoRA", "prefix-tuning", "none", "lora "])
+def test_a_method_that_nobody_knows_is_refused_with_those_that_are(method: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        job_of(adapter={"method": method})
+    (problem,) = caught.value.problems
+    assert problem == (f"adapter.method: must be one of lora, rslora, bottleneck, not {method!r}")
+
+
+@pytest.mark.parametrize("task", ["", "text_classification", "Causal-LM", "translation", "../x"])
+def test_a_task_that_does_not_exist_is_refused_with_those_that_do(task: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        job_of(task=task)
+    assert caught.value.problems == [
+        f"task: must be one of causal-lm, text-classification, not {task!r}"
+    ]
+
+
+def test_a_task_without_a_head_trains_none() -> None:
+    with pytest.raises(ConfigError) as caught:
+        job_of(task="causal-lm")
+    assert caught.value.problems == ["model.trainable: causal-lm has no head to train; use 'lora'"]
+    job_of(task="causal-lm", model={"trainable": "lora"})
+    job_of(task="text-classification", model={"trainable": "head"})
+
+
 def test_a_plan_survives_the_wire() -> None:
     plan = plan_of(Job())
     assert read_json(RunPlan, plan.model_dump_json(), source="wire") == plan
@@ -150,6 +306,11 @@ JOB = job_of(privacy={"noise": "none"})
         ({"protection": {"scheme": "ckks"}}, "protection.scheme: must be"),
         ({"privacy": {"delta": 1.0}}, "privacy.delta: must be"),
         ({"training": {"sample_rate": 0.0}}, "training.sample_rate: must be"),
+        ({"evaluation": {"share": 1.0}}, "evaluation.share: must be"),
+        ({"evaluation": {"share": -0.1}}, "evaluation.share: must be"),
+        ({"evaluation": {"noise": 0.09}}, "evaluation.noise: must be"),
+        ({"adapter": {"rank": 0}}, "adapter.rank: must be"),
+        ({"adapter": {"step_ratio": 0.0}}, "adapter.step_ratio: must be"),
     ],
 )
 def test_one_past_the_bound_is_refused_with_its_reason(

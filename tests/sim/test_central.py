@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.models.adapter import FEATURE_SCALE, Adapter
+from shared.models.adapter import FEATURE_SCALE, Adapter, AdapterShape
 from shared.types import Digest, FloatMatrix
 from sim.central import train_centrally
 
 LABELS = ("a", "b", "c")
-BASE = Digest("ab" * 32)
+START = Adapter.initial(AdapterShape(labels=LABELS, features=3), Digest("ab" * 32))
 
 
 def some_data(seed: int, rows: int) -> tuple[FloatMatrix, list[str]]:
@@ -52,7 +52,7 @@ def slowly_trained(features: FloatMatrix, labels: list[str]) -> list[list[float]
 @given(seed=st.integers(0, 1000), rows=st.integers(2, 6))
 def test_it_is_what_the_definition_gives(seed: int, rows: int) -> None:
     features, labels = some_data(seed, rows)
-    trained = train_centrally(Adapter.zeros(LABELS, 3, BASE), features, labels)
+    trained = train_centrally(START, features, labels)
     slow = np.array(slowly_trained(features, labels))
     fast = np.concatenate([trained.weight, trained.bias[:, None]], axis=1)
     assert fast == pytest.approx(slow, abs=1e-4 * np.abs(slow).max())  # float32 against float64
@@ -60,18 +60,15 @@ def test_it_is_what_the_definition_gives(seed: int, rows: int) -> None:
 
 def test_it_starts_where_it_is_told_and_answers_right_what_can_be_answered() -> None:
     features = np.eye(3, dtype=np.float32)
-    start = Adapter.zeros(LABELS, 3, BASE).moved(np.full(12, 0.25))
+    start = START.moved(np.full(12, 0.25))
     trained = train_centrally(start, features, ["b", "c", "a"])
     assert trained.predict(features) == ["b", "c", "a"]
-    assert (
-        trained.digest
-        != train_centrally(Adapter.zeros(LABELS, 3, BASE), features, ["b", "c", "a"]).digest
-    )
+    assert trained.digest != train_centrally(START, features, ["b", "c", "a"]).digest
 
 
 def test_labels_that_the_adapter_lacks_are_left_out() -> None:
     features, labels = some_data(1, 6)
-    start = Adapter.zeros(LABELS, 3, BASE)
+    start = START
     more = np.concatenate([features, np.ones((2, 3), np.float32)])
     assert (
         train_centrally(start, more, [*labels, "unknown", ""]).digest

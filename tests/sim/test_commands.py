@@ -11,6 +11,7 @@ import pytest
 from sim import simulation
 from sim.scenario import Scenario
 from tests.support.commands import CommandLine
+from tests.support.reports import a_whole_report
 from tests.support.small_fleet import write_tickets
 
 SCENARIO = """
@@ -211,3 +212,59 @@ def test_there_is_nothing_to_show_before_a_run(llmos: CommandLine, out: Path) ->
     (out / "report.json").write_text("{")
     assert llmos("sim", "report", out) == 1
     assert "is not a report" in llmos.err
+
+
+@pytest.fixture
+def finished(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """In place of the simulation: a finished one."""
+    report = a_whole_report()
+    monkeypatch.setattr(simulation, "simulate", lambda *_, **__: dict(report))
+    return report
+
+
+def test_a_run_leaves_a_page_beside_the_numbers(
+    llmos: CommandLine, scenario: Path, out: Path, finished: dict[str, Any]
+) -> None:
+    assert llmos("sim", "run", scenario, "--out", out) == 0
+    assert sorted(file.name for file in out.iterdir()) == ["report.html", "report.json"]
+    assert "report.html" in llmos.out.replace("\n", "")
+    assert finished["adapter_hash"] in (out / "report.html").read_text()
+
+
+def test_a_page_is_made_anew_when_asked(
+    llmos: CommandLine, scenario: Path, out: Path, finished: dict[str, Any]
+) -> None:
+    assert llmos("sim", "run", scenario, "--out", out) == 0
+    (out / "report.html").unlink()
+    assert llmos("sim", "report", out) == 0
+    assert "add --html" in llmos.out
+    assert not (out / "report.html").exists()
+    assert llmos("sim", "report", out, "--html") == 0
+    assert finished["adapter_hash"] in (out / "report.html").read_text()
+
+
+def test_a_run_is_written_for_trackers_too(
+    llmos: CommandLine, scenario: Path, out: Path, finished: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "tb"
+    assert llmos("sim", "run", scenario, "--out", out, "--tensorboard", folder) == 0
+    (run,) = folder.iterdir()
+    assert run.name == f"demo-{finished['adapter_hash'][:8]}"
+    assert run.name in llmos.out.replace("\n", "")
+
+
+@pytest.mark.parametrize("command", ["sim", "demo"])
+def test_a_tracker_that_is_not_installed_is_told_before_the_work(
+    llmos: CommandLine,
+    scenario: Path,
+    out: Path,
+    asked: Recorded,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    monkeypatch.setattr("sim.trackers.find_spec", lambda _: None)
+    words = ["sim", "run", scenario] if command == "sim" else ["demo"]
+    assert llmos(*words, "--out", out, "--wandb", out / "wb") == 1
+    assert ".[wandb]" in llmos.err
+    assert asked.seed == -1
+    assert not out.exists()

@@ -15,8 +15,10 @@ from coordinator.probe import Probe
 from coordinator.store.store import Store
 from shared.errors import RoundError, RunNotFound
 from shared.files import digest_of
-from shared.types import RunId
-from sim.report import Fleet, build_report, write_report
+from shared.privacy.accountant import Fact, NonPrivate, SampledGaussian
+from shared.privacy.ledger import Charge, Ledger
+from shared.types import RoundNumber, RunId
+from sim.report import Fleet, _epsilon_by_round, build_report, write_report
 from sim.tables import show_report
 from tests.support.plans import a_plan
 
@@ -29,7 +31,7 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
     store = Store(f"sqlite:///{tmp_path / 'store.db'}", tmp_path)
     store.add_run(RUN, a_plan(RUN).model_dump_json(), digest_of(b""), now=0.0)
     no_probe: Any = None
-    yield Fleet(store, {}, Probe([], no_probe, no_probe, no_probe), "memory")
+    yield Fleet(store, {}, Probe([], no_probe, no_probe, no_probe, no_probe), "memory")
     store.close()
 
 
@@ -125,3 +127,20 @@ def test_it_is_written_whole_and_read_back_the_same(tmp_path: Path) -> None:
     assert json.loads(path.read_text(encoding="utf-8")) == report
     assert "工单" in path.read_text(encoding="utf-8")
     assert [file.name for file in path.parent.iterdir()] == ["report.json"]
+
+
+def test_what_was_spent_after_each_round_is_what_the_ledger_said_then(tmp_path: Path) -> None:
+    """Releases of different kinds, of an earlier run too, and a round without a charge."""
+    release, count = SampledGaussian(2.0, 0.5, 3), SampledGaussian(10.0, 1.0, 1)
+    charges: list[tuple[RunId, int, tuple[Fact, ...]]] = [(RunId("earlier"), 1, (release,))]
+    charges += [(RUN, number, (release, count) if number == 1 else (release,)) for number in (1, 2)]
+    charges += [(RUN, 4, (SampledGaussian(1.5, 0.5, 1),))]
+    ledger, then = Ledger(tmp_path / "ledger.jsonl"), {}
+    for run, number, facts in charges:
+        ledger.charge(Charge(run, RoundNumber(number), "store", facts, "2026-01-01T00:00:00Z"))
+        if run == RUN:
+            then[str(number)] = round(ledger.epsilon(1e-5), 4)
+    assert _epsilon_by_round(ledger, RUN, 1e-5) == pytest.approx(then)
+    lost = Charge(RUN, RoundNumber(5), "store", (NonPrivate("no noise"),), "2026-01-01T00:00:00Z")
+    ledger.charge(lost)
+    assert _epsilon_by_round(ledger, RUN, 1e-5)["5"] == "infinite"

@@ -14,13 +14,15 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from coordinator.coordinator import Coordinator
 from coordinator.federation.rounds import Planned, Transition, UpdateStored
-from coordinator.probe import MakeEmbedder
+from coordinator.inference.engine import Engine
+from coordinator.probe import MakeModel
+from coordinator.releases import MakeRelease
 from coordinator.store.store import Store
 from coordinator.submission import submit
 from shared.actors import Actor, Workbench
@@ -35,7 +37,16 @@ from shared.key_holder.approvals import Approvals
 from shared.key_holder.holder import KeyHolder
 from shared.models.adapter import Adapter
 from shared.transport.memory import MemoryNetwork, MemoryTransport
-from shared.types import DeviceId, Digest, FloatMatrix, IntVector, PublicKey, RoundNumber, RunId
+from shared.types import (
+    DeviceId,
+    Digest,
+    FloatMatrix,
+    FloatVector,
+    IntVector,
+    PublicKey,
+    RoundNumber,
+    RunId,
+)
 from shared.wire import topics
 from shared.wire.chunks import CHUNK_BYTES, Downloads
 from shared.wire.envelope import NO_ROUND, NO_RUN, Envelope, Post, open_sealed
@@ -67,10 +78,18 @@ RUN = RunId("trial")
 ENDS = ("finished", "failed", "stopped")
 
 
+BASE_CONFIG: Final = {
+    "model_type": "bert",
+    "hidden_size": FEATURES,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+}
+
+
 def make_base(folder: Path) -> Path:
     """A base model as far as the coordinator looks at one: a config and a digest."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"hidden_size": FEATURES}))
+    (folder / "config.json").write_text(json.dumps(BASE_CONFIG))
     (folder / "tokenizer.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"weights")
     return folder
@@ -79,13 +98,18 @@ def make_base(folder: Path) -> Path:
 class FixedFeatures:
     """Features of length one that depend on the text alone."""
 
-    def __init__(self, base: str) -> None:
+    def __init__(self, base: str, layers: int = 0) -> None:
         self.base = base
 
-    def encode(self, texts: Sequence[str]) -> FloatMatrix:
+    def encode(self, texts: Sequence[str], *, adapter: bytes = b"") -> FloatMatrix:
         seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) for text in texts]
         rows = np.stack([np.random.default_rng(seed).normal(size=FEATURES) for seed in seeds])
         return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+    def outcome(
+        self, pairs: Sequence[tuple[str, str]], *, adapter: bytes = b""
+    ) -> tuple[FloatVector, FloatVector]:
+        raise NotImplementedError("no language model is judged here")
 
     def close(self) -> None:
         """Nothing was started."""
@@ -191,6 +215,8 @@ class ScriptedDevice:
     """Announces again although it was answered."""
     alter: Callable[[Contribution], Contribution] = lambda contribution: contribution
     """Changes what is announced, before it is signed."""
+    scores: tuple[int, int] = (0, 0)
+    """Quantised sum of scores and number of held-out examples, in a run that evaluates."""
     tamper: Callable[[bytes], bytes] = lambda frame: frame
     """Changes the update itself; the announcement then fits what it became."""
 
@@ -210,11 +236,13 @@ class ScriptedDevice:
         return (topics.down(self.name), topics.CALL)
 
     def values(self, plan: RunPlan, number: int) -> IntVector:
-        """The update of a round: small integers, and a weight that is not zero behind them."""
+        """The update of a round: small integers, a weight that is not zero, and the scores."""
         seed = int.from_bytes(hashlib.sha256(f"{self.name}/{number}".encode()).digest()[:8])
         rng = np.random.default_rng(seed)
         values = rng.integers(-200, 201, plan.layout.count)
-        values[-1] = rng.integers(1, 1000)
+        values[plan.parameters] = rng.integers(1, 1000)
+        if plan.evaluates:
+            values[-2:] = self.scores
         return values
 
     def receive(self, _topic: str, payload: bytes) -> None:
@@ -349,7 +377,11 @@ class World:
         self.restarts = 0
         self.committed: list[Transition | str] = []
         """What was committed, in order, over all lives of the coordinator."""
-        self.make_embedder: MakeEmbedder = FixedFeatures
+        self.make_model: MakeModel = FixedFeatures
+        self.make_release: MakeRelease | None = None
+        self.engine: Engine | None = None
+        self.work_s = 0.1
+        """How long everything takes that the coordinator has done beside its thread."""
         self.crash_at: Callable[[Transition | str], bool] = lambda _: False
         """Asked after every commit; the coordinator's process ends where it says so."""
         self.make_store: Callable[[str, Path], Store] = Store
@@ -428,7 +460,7 @@ class World:
 
     def start(self) -> None:
         """Start the coordinator's process, or start it again."""
-        mortal = Mortal(self.time.bench(0.1))
+        mortal = Mortal(self.time.bench(self.work_s))
         mortal.actor = self.coordinator = Coordinator(
             store=self.store,
             transport=self.transport,
@@ -436,7 +468,9 @@ class World:
             key_holder=self.holder_identity.public,
             bench=mortal,
             adder=self.adder,
-            make_embedder=self.make_embedder,
+            make_model=self.make_model,
+            make_release=self.make_release,
+            engine=self.engine,
         )
         self._mortal = mortal
         drive(mortal, self.transport, self.time)
@@ -491,15 +525,17 @@ class World:
         """What the run should have learnt: FedAvg over exactly these devices, the slow way."""
         adapter = self.first_adapter()
         for number, names in enumerate(rounds, start=1):
-            adapter = adapter.moved(np.array(self.expected_mean(plan, number, names)))
+            mean = np.array(self.expected_mean(plan, number, names))
+            adapter = adapter.moved(mean * plan.step_ratios)
         return adapter
 
     def expected_mean(self, plan: RunPlan, number: int, names: Sequence[str]) -> list[float]:
         """The mean update of a round over exactly these devices, the slow way."""
         vectors = [self.devices[name].values(plan, number).tolist() for name in names]
         sums = [sum(column) for column in zip(*vectors, strict=True)]
-        weight = sums[-1] * plan.weight_quantiser.step
-        return [total * plan.update_quantiser.step / weight for total in sums[:-1]]
+        size = plan.parameters
+        weight = sums[size] * plan.weight_quantiser.step
+        return [total * plan.update_quantiser.step / weight for total in sums[:size]]
 
     def first_adapter(self) -> Adapter:
         """What the run began with."""

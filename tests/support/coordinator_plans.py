@@ -6,6 +6,7 @@ from typing import Any
 
 from shared.config import read
 from shared.job import Job, RunPlan, plan_run
+from shared.models.adapter import AdapterShape
 from shared.types import RunId
 
 
@@ -20,8 +21,7 @@ def small_plan(*, features: int = 2, **tables: dict[str, Any]) -> RunPlan:
     return plan_run(
         read(Job, job, source="job"),
         run=RunId("run"),
-        labels=("no", "yes"),
-        features=features,
+        shape=AdapterShape(labels=("no", "yes"), features=features),
         seed=1,
         simulation=True,
     )

@@ -6,10 +6,12 @@ from typing import Any, Final
 
 from shared.config import read
 from shared.job import Job, RunPlan, plan_run
+from shared.models.adapter import AdapterShape
 from shared.types import RunId
 
 LABELS: Final = ("delivery", "password", "refund")
 FEATURES: Final = 4
+SHAPE: Final = AdapterShape(labels=LABELS, features=FEATURES)
 
 
 def a_plan(run: str = "run", *, simulation: bool = False, **tables: dict[str, Any]) -> RunPlan:
@@ -20,6 +22,4 @@ def a_plan(run: str = "run", *, simulation: bool = False, **tables: dict[str, An
     }
     merged = {name: chosen.get(name, {}) | tables.get(name, {}) for name in chosen | tables}
     job = read(Job, {"name": run} | merged, source="test")
-    return plan_run(
-        job, run=RunId(run), labels=LABELS, features=FEATURES, seed=1, simulation=simulation
-    )
+    return plan_run(job, run=RunId(run), shape=SHAPE, seed=1, simulation=simulation)

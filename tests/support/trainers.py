@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from edge_agent.training.trainer import Trained, TrainRequest
+from shared.job import RunPlan
 from shared.models.adapter import Adapter
 from shared.types import Digest
-from tests.support.plans import FEATURES, LABELS
+from tests.support.plans import SHAPE
 
-ADAPTER = Adapter.zeros(LABELS, FEATURES, Digest("ab" * 32))
+ADAPTER = Adapter.initial(SHAPE, Digest("ab" * 32))
 """What the plans of ``tests.support.plans`` start from."""
 
 
@@ -23,14 +24,23 @@ def nothing_happens() -> None:
 class SeededTrainer:
     """A :class:`~edge_agent.training.trainer.Trainer` whose update follows from the seed alone."""
 
-    def __init__(self, *, before: Callable[[], None] = nothing_happens) -> None:
-        """``before`` is called when :meth:`train` is, as the first thing that happens."""
+    def __init__(
+        self,
+        *,
+        before: Callable[[], None] = nothing_happens,
+        scores: tuple[float, int] = (0.0, 0),
+    ) -> None:
+        """``before`` is called when :meth:`train` is, as the first thing that happens.
+
+        ``scores`` is what held-out examples gave: the sum of their scores, and their number.
+        """
         self._before = before
+        self._scores = scores
         self.prepared = 0
         self.requests: list[TrainRequest] = []
         self.closed = 0
 
-    def prepare(self, base: str, store_path: Path, cache_folder: Path) -> int:
+    def prepare(self, plan: RunPlan, store_path: Path, cache_folder: Path) -> int:
         """Count the call."""
         self.prepared += 1
         return 1
@@ -39,7 +49,14 @@ class SeededTrainer:
         """Draw an update from the request's seed."""
         self._before()
         self.requests.append(request)
-        return Trained(update_of(request.seed), request.local_steps, examples_used=1)
+        score_sum, scored = self._scores
+        return Trained(
+            update_of(request.seed),
+            request.local_steps,
+            examples_used=1,
+            score_sum=score_sum,
+            scored=scored,
+        )
 
     def close(self) -> None:
         """Count the call."""

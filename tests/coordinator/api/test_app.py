@@ -61,6 +61,8 @@ class Api:
                 now=self.clock.now,
                 stop_run=lambda run, why: self.stopped.append((run, why)),
                 is_ready=lambda: self.ready,
+                engine=None,
+                adapter_of=lambda _: b"",
             )
         )
         self.client = TestClient(self.app, raise_server_exceptions=False)
@@ -347,6 +349,34 @@ def test_an_unknown_run_is_not_found(api: Api) -> None:
             "urn:llmos:round.run_not_found",
         )
     assert api.stopped == []
+
+
+def test_what_happened_in_a_run_is_told_in_its_order(api: Api) -> None:
+    run = RunId(api.submit().json()["run"])
+    adapter = Digest("0" * 64)
+    api.store.add_milestone(run, "started", {"adapter": adapter, "loss": 1.0}, now=1001.0)
+    api.store.commit(run, RoundNumber(1), rounds.Planned(adapter), now=1002.0)
+    api.store.commit(
+        run, RoundNumber(1), rounds.RoundFailed("privacy.cohort", "2 of 3"), now=1003.0
+    )
+    assert api.get(f"/api/v1/runs/{run}/events").json() == [
+        {"at": 1000.0, "round": 0, "event": "submitted"},
+        {"at": 1001.0, "round": 0, "event": "started", "loss": 1.0},
+        {"at": 1002.0, "round": 1, "event": "planned"},
+        {
+            "at": 1003.0,
+            "round": 1,
+            "event": "round-failed",
+            "code": "privacy.cohort",
+            "reason": "2 of 3",
+        },
+    ]
+
+
+def test_an_unknown_run_has_no_events(api: Api) -> None:
+    answer = api.get("/api/v1/runs/nowhere/events")
+    assert answer.status_code == 404
+    assert "nowhere" in problem(answer)["detail"]
 
 
 def test_a_run_is_stopped_by_the_coordinators_own_thread(api: Api) -> None:

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.federation.server_update import (
+    Evaluation,
     ServerState,
+    federated_evaluation,
     gate,
     server_step,
     weighted_mean,
@@ -109,6 +111,48 @@ def change_of_norm(norm: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     change = np.zeros(COUNT - 1)
     change[2] = -norm
     return change
+
+
+EVALUATED = small_plan(evaluation={"share": 0.1})
+SIZE = EVALUATED.parameters
+
+
+@given(score=st.integers(-BOUND, 2 * BOUND), count=st.integers(-BOUND, 2 * BOUND))
+def test_an_evaluation_is_the_quotient_of_the_last_two_sums(score: int, count: int) -> None:
+    total = np.array([*range(SIZE), BOUND, score, count], np.int64)
+    found = federated_evaluation(total, EVALUATED)
+    step = Fraction(EVALUATED.job.training.examples_cap) / BOUND
+    if count * step < 1:
+        assert found is None, "noise has left fewer than one example"
+        return
+    share = min(max(Fraction(score, count), Fraction(0)), Fraction(1))
+    assert found is not None
+    assert found.accuracy == pytest.approx(float(share), abs=1e-12)
+    assert found.examples == pytest.approx(float(count * step))
+
+
+def test_the_weight_is_found_in_front_of_the_evaluation() -> None:
+    total = np.array([*([BOUND] * SIZE), BOUND // 2, 1, 2], np.int64)
+    mean = weighted_mean(total, EVALUATED)
+    assert mean == pytest.approx([EVALUATED.value_range / (BOUND // 2 / BOUND)] * SIZE)
+
+
+def test_a_run_that_does_not_evaluate_has_no_evaluation() -> None:
+    assert federated_evaluation(np.ones(COUNT, np.int64), PLAN) is None
+
+
+@pytest.mark.parametrize("length", [SIZE + 1, SIZE + 2, SIZE + 4])
+def test_a_sum_of_another_length_says_nothing(length: int) -> None:
+    with pytest.raises(ShapeMismatch):
+        federated_evaluation(np.ones(length, np.int64), EVALUATED)
+
+
+def test_one_example_is_enough_and_a_hair_less_is_not() -> None:
+    plan = small_plan(evaluation={"share": 0.1}, training={"examples_cap": BOUND})
+    total = np.array([*([0] * SIZE), BOUND, 1, 1], np.int64)
+    assert federated_evaluation(total, plan) == Evaluation(1.0, 1.0)
+    total[-1] = 0
+    assert federated_evaluation(total, plan) is None
 
 
 LIMIT = PLAN.update_norm * BOUND

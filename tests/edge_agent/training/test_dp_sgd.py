@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edge_agent.training import dp_sgd
-from edge_agent.training.dp_sgd import local_update
 from edge_agent.training.trainer import TrainRequest
-from shared.errors import NonFiniteUpdate
-from shared.models.adapter import FEATURE_SCALE, Adapter
+from shared.errors import GateRefused, NonFiniteUpdate
+from shared.models.adapter import FEATURE_SCALE, Adapter, AdapterShape
 from shared.privacy.release import ReleaseStream
 from shared.types import Digest, FloatVector
 
@@ -56,7 +55,7 @@ def a_request(**changes: Any) -> TrainRequest:
 
 
 def an_adapter(seed: int = 0, *, labels: tuple[str, ...] = LABELS) -> Adapter:
-    start = Adapter.zeros(labels, FEATURES, Digest("ab" * 32))
+    start = Adapter.initial(AdapterShape(labels=labels, features=FEATURES), Digest("ab" * 32))
     return start.moved(np.random.default_rng(seed).normal(size=start.parameters) * 0.3)
 
 
@@ -65,6 +64,17 @@ def some_data(count: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[n
     features = rng.normal(size=(count, FEATURES)).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     return features, rng.integers(0, len(LABELS), count)
+
+
+def local_update(
+    features: NDArray[np.float32],
+    targets: NDArray[np.int64],
+    adapter: Adapter,
+    request: TrainRequest,
+) -> NDArray[np.float32]:
+    """A head's update on all rows."""
+    learner = dp_sgd.head_learner(features, targets, adapter)
+    return dp_sgd.local_update(learner, np.arange(len(features)), request)
 
 
 def naive_update(
@@ -189,7 +199,7 @@ def test_the_noise_has_the_promised_scale(steps: int) -> None:
         local_steps=steps,
     )
     features, targets = some_data(4)
-    adapter = Adapter.zeros(labels, FEATURES, Digest("ab" * 32))
+    adapter = Adapter.initial(AdapterShape(labels=labels, features=FEATURES), Digest("ab" * 32))
     update = local_update(features, targets, adapter, request)
     std = 3.0 * 2.85 * 0.5 / 7.0 * math.sqrt(steps)
     count = len(update)
@@ -287,7 +297,52 @@ def test_features_that_are_not_finite_are_refused(bad: float, clip_norm: float |
         local_update(features, targets, an_adapter(), a_request(clip_norm=clip_norm))
 
 
-def test_training_that_diverges_is_refused() -> None:
+def test_training_that_diverges_is_refused_at_the_step_that_did_it() -> None:
     request = a_request(clip_norm=None, learning_rate=1e38, local_steps=4, expected_examples=1e-3)
-    with pytest.raises(NonFiniteUpdate, match="learning rate"):
+    with pytest.raises(GateRefused, match=r"local step \d: the adapter is no longer finite"):
         local_update(*some_data(9), an_adapter(), request)
+
+
+def test_a_step_that_moves_nothing_is_refused() -> None:
+    request = a_request(learning_rate=1e-30)
+    with pytest.raises(GateRefused, match="local step 1: the adapter did not move"):
+        local_update(*some_data(9), an_adapter(), request)
+
+
+def test_a_step_that_goes_farther_than_clip_and_noise_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Noise of another scale than was promised is the kind of bug that trains garbage."""
+    quiet = a_request(noise_multiplier=1.0, local_steps=3)
+    local_update(*some_data(9), an_adapter(), quiet)
+    gaussians = ReleaseStream.gaussians
+    monkeypatch.setattr(ReleaseStream, "gaussians", lambda *args: 10 * gaussians(*args))
+    with pytest.raises(GateRefused, match=r"local step 1: the adapter moved by .* bound"):
+        local_update(*some_data(9), an_adapter(), quiet)
+
+
+def test_a_proximal_pull_that_overshoots_is_refused() -> None:
+    request = a_request(local_steps=9, proximal_mu=9.0, sample_rate=0.5, expected_examples=9.0)
+    with pytest.raises(GateRefused, match=r"local step \d: the adapter moved by"):
+        local_update(*some_data(9), an_adapter(), request)
+
+
+def test_only_the_rows_that_are_named_are_trained_on() -> None:
+    features, targets = some_data(9)
+    rows = np.array([1, 4, 5])
+    learner = dp_sgd.head_learner(features, targets, an_adapter())
+    update = dp_sgd.local_update(learner, rows, a_request(noise_multiplier=1.0))
+    alone = local_update(
+        features[rows], targets[rows], an_adapter(), a_request(noise_multiplier=1.0)
+    )
+    assert (update == alone).all()
+
+
+def test_scores_are_counted_right_answers() -> None:
+    features, targets = some_data(9)
+    adapter = an_adapter()
+    learner = dp_sgd.head_learner(features, targets, adapter)
+    right = adapter.logits(features).argmax(axis=1) == targets
+    rows = np.array([0, 2, 3, 7])
+    assert dp_sgd.scores(learner, rows, "text-classification") == right[rows].sum()
+    assert dp_sgd.scores(learner, rows[:0], "text-classification") == 0.0

@@ -10,17 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import ShapeMismatch
-from shared.models.adapter import Adapter
+from shared.models.adapter import Adapter, AdapterShape
 from shared.models.classification import LOSS_LIMIT, evaluate
 from shared.types import Digest
 
 BASE = Digest("ab" * 32)
 LABELS = ("a", "b", "c")
+FRESH = Adapter.initial(AdapterShape(labels=LABELS, features=4), BASE)
 
 
 def adapter_of(seed: int) -> Adapter:
     rng = np.random.default_rng(seed)
-    return Adapter.zeros(LABELS, 4, BASE).moved(rng.normal(size=15) * 0.3)
+    return FRESH.moved(rng.normal(size=15) * 0.3)
 
 
 @given(
@@ -52,16 +53,14 @@ def test_results_are_those_of_counting_one_by_one(seed: int, labels: list[str]) 
 
 
 def test_a_hopeless_answer_costs_the_limit_and_no_more() -> None:
-    adapter = Adapter.zeros(LABELS, 4, BASE).moved(np.r_[np.zeros(12), 1000.0, 0.0, 0.0])
+    adapter = FRESH.moved(np.r_[np.zeros(12), 1000.0, 0.0, 0.0])
     result = evaluate(adapter, np.zeros((1, 4), np.float32), ["b"], [""])
     assert result.loss == LOSS_LIMIT
     assert math.isfinite(evaluate(adapter, np.zeros((1, 4), np.float32), ["a"], [""]).loss)
 
 
 def test_an_untrained_adapter_is_as_unsure_as_can_be() -> None:
-    result = evaluate(
-        Adapter.zeros(LABELS, 4, BASE), np.ones((2, 4), np.float32), ["a", "b"], ["", ""]
-    )
+    result = evaluate(FRESH, np.ones((2, 4), np.float32), ["a", "b"], ["", ""])
     assert result.loss == pytest.approx(math.log(3))
     assert result.overall == 0.5
 
