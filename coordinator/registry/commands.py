@@ -123,8 +123,10 @@ def make_tiny(
     lines = [
         f"{made.folder}: a stand-in for a language model, {how}, base {made.base[:12]}",
         f"{made.parameters:,} parameters, loss per answer {made.loss:.2f}",
-        f"{made.answered} unseen questions: {made.exact:.0%} answered to the letter, "
-        f"likeness {made.similarity:.2f}",
+        (
+            f"{made.answered} unseen questions: {made.exact:.0%} answered to the letter, "
+            f"likeness {made.similarity:.2f}"
+        ),
         f"perplexity of the right answers: {made.perplexity_unseen:.2f}"
         + (
             f", of intents left out ({', '.join(made.left_out)}) {made.perplexity_left_out:.0f}"

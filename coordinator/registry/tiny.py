@@ -135,9 +135,8 @@ def make_once(
 ) -> StandIn:
     """Find the stand-in that was made in ``out`` in the same way before, or make it.
 
-    Args:
-        out, pairs, size, leave_out, seconds, steps, seed, threads, progress: As :func:`make_tiny`.
-        force: Make it anew, in the place of whatever is there.
+    Everything is as for :func:`make_tiny`; ``force`` makes it anew, in the place of whatever
+    is there.
 
     Raises:
         ConfigError: there is something else in ``out``, or as :func:`make_tiny`.
@@ -145,7 +144,9 @@ def make_once(
     if out.exists() and not force:
         try:
             known = json.loads((out / RECIPE).read_text(encoding="utf-8"))
-            same = known["recipe"] == _recipe(pairs, size, leave_out, seconds, steps, seed)
+            same = known["recipe"] == _recipe(
+                pairs, size=size, leave_out=leave_out, seconds=seconds, steps=steps, seed=seed
+            )
             made = StandIn(**known["made"] | {"folder": str(out), "reused": True})
             made = replace(made, left_out=tuple(made.left_out))
         except (OSError, ValueError, KeyError, TypeError):
@@ -239,7 +240,9 @@ def make_tiny(
                 similarity=round(similarity, 3),
                 exact=round(exact, 3),
             )
-            recipe = _recipe(pairs, size, leave_out, seconds, steps, seed)
+            recipe = _recipe(
+                pairs, size=size, leave_out=leave_out, seconds=seconds, steps=steps, seed=seed
+            )
             text = json.dumps({"recipe": recipe, "made": asdict(made)}, indent=2)
             (temporary / RECIPE).write_text(text, encoding="utf-8")
             _put(temporary, out)
@@ -250,6 +253,7 @@ def make_tiny(
 
 def _recipe(
     pairs: Sequence[Pair],
+    *,
     size: SizeName,
     leave_out: Sequence[str],
     seconds: float | None,
@@ -362,7 +366,8 @@ class _Trainer:
         others = [p for p in model.parameters() if id(p) not in known]
         adam = torch.optim.AdamW(others, lr=build.other_rate, betas=(0.9, 0.98), weight_decay=0.01)
         muon = _Muon(torch, matrices)
-        batches, losses, started, done = self._batches(rng), [], time.monotonic(), 0.0
+        losses: list[float] = []
+        batches, started, done = self._batches(rng), time.monotonic(), 0.0
         while done < 1.0:
             rate = min(1.0, (len(losses) + 1) / _WARM_UP_STEPS)
             rate *= 0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2
