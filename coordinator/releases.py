@@ -82,6 +82,9 @@ class Releases:
         if finished is None:
             return
         row, plan, adapter = finished
+        now = self._current.message if self._current is not None else None
+        if now is not None and (now.released_from, now.adapter) == (row.run, adapter):
+            return
         milestones = self._store.milestones(row.run)
         facts = milestones[RELEASED].facts if RELEASED in milestones else {}
         if facts and (Path(facts["folder"]) / MANIFEST).exists():

@@ -54,10 +54,8 @@ HOMES = {
         "edge_agent/api/server.py",
     },
     "tenseal": {"shared/crypto/public_key.py"},
-    "tensorboardX": {"sim/trackers.py"},
     "tokenizers": {
         "coordinator/registry/passes.py",
-        "coordinator/registry/tiny.py",
         "shared/models/graph_session.py",
     },
     "torch": {"edge_agent/training/dp_sgd.py", "shared/models/pytorch.py", *_LANGUAGE_MODELS},

@@ -14,12 +14,11 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, Final
 
-from coordinator.inference.causal_base import find_causal_base
 from coordinator.inference.engine import Generation
 from shared.errors import ModelError, PromptRefused
 from shared.extras import require
 from shared.models.adapter import Adapter
-from shared.models.encoder import BaseModel
+from shared.models.encoder import BaseModel, find_base_model
 from shared.models.pytorch import prompt_ids
 from shared.processes import serve
 from shared.types import Digest
@@ -198,7 +197,7 @@ def _adding(down: Any, up: Any) -> Any:
 
 @lru_cache(maxsize=1)
 def _model(name_or_path: str, threads: int) -> CausalModel:
-    return CausalModel(find_causal_base(name_or_path), threads=threads)
+    return CausalModel(find_base_model(name_or_path), threads=threads)
 
 
 def _load(model: str, threads: int) -> dict[str, Any]:

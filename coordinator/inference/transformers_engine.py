@@ -20,8 +20,8 @@ from typing import Any, Final
 
 import structlog
 
-from coordinator.inference.causal_base import served_name
 from coordinator.inference.engine import EngineState, Generation, GenerationRequest, ModelCard
+from coordinator.inference.served_name import served_name
 from shared.errors import ChildDied, EngineBusy, EngineError, LlmOsError
 from shared.processes import Child
 from shared.types import Digest

@@ -25,11 +25,11 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from coordinator.inference.causal_base import find_causal_base
 from coordinator.registry.pairs import Pair, check_intents, digest_of_pairs
 from shared.errors import ConfigError, DataError
 from shared.extras import require
 from shared.files import disk_errors, make_folder, sync_folder
+from shared.models.encoder import find_base_model
 from shared.models.pytorch import prompt_ids
 from shared.types import Digest
 
@@ -227,7 +227,7 @@ def make_tiny(
             made = StandIn(
                 name=out.name,
                 folder=str(out),
-                base=find_causal_base(str(temporary)).digest,
+                base=find_base_model(str(temporary)).digest,
                 parameters=trainer.parameters,
                 steps=trained.steps,
                 trained_s=round(trained.seconds, 1),
@@ -293,7 +293,7 @@ def _answers(folder: Path, pairs: Sequence[Pair], threads: int) -> tuple[float, 
     """Likeness and exactness of the answers that the coordinator would give with this folder."""
     from coordinator.inference.engine_worker import CausalModel
 
-    model = CausalModel(find_causal_base(str(folder)), threads=threads)
+    model = CausalModel(find_base_model(str(folder)), threads=threads)
     likeness = []
     for pair in pairs:
         given = model.generate(

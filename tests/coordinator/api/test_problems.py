@@ -38,7 +38,7 @@ def test_a_new_error_has_its_parents_status(kind: type[errors.LlmOsError]) -> No
         (errors.BudgetExceeded, HTTPStatus.FORBIDDEN),
         (errors.WrongKey, HTTPStatus.UNPROCESSABLE_ENTITY),
         (errors.StorageError, HTTPStatus.INSUFFICIENT_STORAGE),
-        (errors.ChildDied, HTTPStatus.INTERNAL_SERVER_ERROR),
+        (errors.ChildDied, HTTPStatus.SERVICE_UNAVAILABLE),
     ],
 )
 def test_the_status_says_what_happened(kind: type[errors.LlmOsError], status: HTTPStatus) -> None:

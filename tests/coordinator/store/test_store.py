@@ -300,9 +300,9 @@ def test_a_token_is_spent_once_though_two_threads_race_for_it(store: Store) -> N
 def test_a_database_of_another_version_is_refused(store: Store) -> None:
     store.close()
     with sqlite3.connect(store.folder / "store.db") as database:
-        database.execute("UPDATE schema_version SET version = 2")
+        database.execute("UPDATE schema_version SET version = 1")
     database.close()
-    with pytest.raises(StorageError, match="has schema 2, this program knows 1"):
+    with pytest.raises(StorageError, match="has schema 1, this program knows 2"):
         open_store(store.folder)
 
 

@@ -113,7 +113,7 @@ def test_below_the_threshold_the_coordinator_is_asked(device: Device, bare: Loca
     [
         (None, "nothing is known"),
         (calibrated(None), "no threshold could be certified"),
-        (calibrated(0.0, target_error=0.05), "policy allows 2.0%"),
+        (calibrated(0.0, target_error=0.1), "policy allows 5.0%"),
     ],
 )
 def test_without_a_threshold_of_the_owners_everything_is_asked(
