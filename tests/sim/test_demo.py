@@ -145,6 +145,12 @@ def test_a_second_demonstration_replaces_the_first(tmp_path: Path) -> None:
     assert (report["devices"], report["rounds"], report["transport"]) == (2, 2, "mqtt")
     assert {"data", "start", "first_round", "report"} <= report["stages"].keys()
     assert [entry["reported"] for entry in report["history"]] == [2, 2]
+    answers = report["answers"]
+    assert answers["local"] + answers["cloud"] == len(answers["examples"]) == 17
+    assert answers["cloud"] >= 2
+    assert (answers["redacted"], report["language_model"]["stand_in"]) == (2, True)
+    assert [each["name"] for each in report["model"]["passes"]][-1] == "int8"
+    assert (out / "report.html").exists()
     with demonstration(tmp_path) as (demo, _):
         wait_for(lambda: descendants(demo.pid) or None, "a process")
         demo.send_signal(signal.SIGTERM)
