@@ -197,15 +197,15 @@ def show_logs(
     as_json: AsJson = False,
 ) -> None:
     """Print what happened in a run, oldest first."""
+    from coordinator.store.store import ENDINGS
+
     client, shown = Client.of_home(home, url), 0
     while True:
         events = client.get(f"/api/v1/runs/{name}/events")
         for event in events[shown:]:
             typer.echo(json.dumps(event, ensure_ascii=False) if as_json else _as_line(event))
         shown = len(events)
-        if not follow or any(
-            event["event"] in ("finished", "failed", "stopped") for event in events
-        ):
+        if not follow or any(event["event"] in ENDINGS for event in events):
             return
         time.sleep(1.0)
 

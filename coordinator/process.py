@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -11,8 +9,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import structlog
-import uvicorn
-from fastapi import FastAPI
 
 from coordinator.api.app import Services, create_app
 from coordinator.broker.embedded import EmbeddedBroker
@@ -25,14 +21,12 @@ from shared.actors import ActorLoop
 from shared.config import parse_address
 from shared.crypto.identity import Identity, fingerprint, format_public, parse_public
 from shared.crypto.sum_worker import SumWorker
-from shared.errors import ConfigError, LlmOsError
-from shared.files import write_durably
+from shared.errors import LlmOsError
+from shared.loopback import LOOPBACK, served
 from shared.models.model_worker import ModelWorker
-from shared.service import announced_ready, home_lock, serve
+from shared.service import announced_ready, home_lock, secret_token, serve
 from shared.transport.mqtt import MqttTransport
 from shared.wire.envelope import Post
-
-LOOPBACK = "127.0.0.1"
 
 log = structlog.get_logger()
 
@@ -81,7 +75,7 @@ def run_coordinator(
             key_holder=holder,
             bench=loop,
             adder=adder,
-            make_model=_model_worker,
+            make_model=ModelWorker,
             make_release=release_maker(home / "models"),
             engine=engine,
         )
@@ -92,7 +86,7 @@ def run_coordinator(
                 coordinator=identity.public,
                 key_holder=holder,
                 broker=(broker_host, broker_port),
-                admin_token=_admin_token(home),
+                admin_token=secret_token(home / "admin.token"),
                 now=time.time,
                 stop_run=lambda run, why: loop.post(lambda: coordinator.stop_run(run, why)),
                 is_ready=lambda: transport.connected,
@@ -100,7 +94,8 @@ def run_coordinator(
                 adapter_of=run_adapters(store),
             )
         )
-        url = f"http://{LOOPBACK}:{stack.enter_context(_served(app, port))}"
+        listening = stack.enter_context(served(app, port, extra="coordinator"))
+        url = f"http://{LOOPBACK}:{listening}"
         facts = {
             "url": url,
             "broker": kind,
@@ -115,40 +110,6 @@ def run_coordinator(
             stack.callback(engine.close)
             engine.start()
         serve(coordinator, transport, loop)
-
-
-def _model_worker(base: str, layers: int) -> ModelWorker:
-    return ModelWorker(base, keep_layers=layers)
-
-
-def _admin_token(home: Path) -> str:
-    """The admin token, made at first start and readable by its owner only."""
-    path = home / "admin.token"
-    # An empty file, left by a full disk elsewhere, would let an empty token in.
-    if not path.exists() or not path.read_text(encoding="ascii").strip():
-        write_durably(path, secrets.token_urlsafe(32).encode(), mode=0o600)
-    return path.read_text(encoding="ascii").strip()
-
-
-@contextmanager
-def _served(app: FastAPI, port: int) -> Iterator[int]:
-    """Serve ``app`` on a thread of its own; gives the port."""
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((LOOPBACK, port))
-        listener.listen()  # from here on a caller waits, and is not refused, until it is served
-    except OSError as err:
-        listener.close()
-        raise ConfigError([f"--port: {port} is taken: {err.strerror}"], source="options") from err
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        yield int(listener.getsockname()[1])
-    finally:
-        server.should_exit = True
-        thread.join(timeout=5)
 
 
 @contextmanager

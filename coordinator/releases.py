@@ -24,7 +24,7 @@ from shared.config import read_json
 from shared.data_files import Example
 from shared.errors import LlmOsError, StorageError
 from shared.job import RunPlan
-from shared.models.manifest import MANIFEST, Manifest
+from shared.models.manifest import MANIFEST, read_manifest
 from shared.models.task import find_task
 from shared.types import DeviceId, Digest
 from shared.wire.envelope import NO_ROUND, NO_RUN
@@ -141,7 +141,7 @@ class Releases:
         """Make a release the current one, and offer it to everyone present."""
         folder = Path(facts["folder"])
         path = folder / MANIFEST
-        manifest = read_json(Manifest, path.read_bytes(), source=str(path))
+        manifest, _ = read_manifest(folder)
         blob = self._store.blob(adapter)
         message = Release(
             released_from=plan.run,

@@ -16,24 +16,13 @@ amqtt='amqtt>=0.11.4,<0.13'
 
 say() { printf 'install-broker: %s\n' "$*" >&2; }
 
+. "$(dirname -- "$0")/apt.sh"
+
 have_mosquitto() {
     PATH=$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin command -v mosquitto >/dev/null 2>&1
 }
 
 have_amqtt() { [ -f "$venv/.installed" ] && [ -x "$venv/bin/python" ]; }
-
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo -n "$@"; fi
-}
-
-may_be_root() {
-    [ "$(id -u)" -eq 0 ] || { command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; }
-}
-
-apt_install() {
-    as_root env DEBIAN_FRONTEND=noninteractive \
-        apt-get install --yes --quiet --no-install-recommends mosquitto
-}
 
 # Debian's package brings a system service and starts it. LLM OS starts a broker
 # of its own, so the service that came with our installation is switched off
@@ -48,9 +37,7 @@ switch_off_new_service() {
 }
 
 with_apt() {
-    command -v apt-get >/dev/null 2>&1 && may_be_root || return 1
-    say 'installing mosquitto with apt-get'
-    { apt_install || { as_root apt-get update --quiet && apt_install; }; } >&2 || return 1
+    apt_install mosquitto || return 1
     switch_off_new_service >&2
 }
 

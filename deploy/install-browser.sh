@@ -9,31 +9,14 @@ set -eu
 
 say() { printf 'install-browser: %s\n' "$*" >&2; }
 
+. "$(dirname -- "$0")/apt.sh"
+
 have_chromium() {
     command -v chromium >/dev/null 2>&1 || command -v chromium-browser >/dev/null 2>&1 ||
         command -v google-chrome >/dev/null 2>&1
 }
 
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo -n "$@"; fi
-}
-
-may_be_root() {
-    [ "$(id -u)" -eq 0 ] || { command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; }
-}
-
-apt_install() {
-    as_root env DEBIAN_FRONTEND=noninteractive \
-        apt-get install --yes --quiet --no-install-recommends chromium
-}
-
-with_apt() {
-    command -v apt-get >/dev/null 2>&1 && may_be_root || return 1
-    say 'installing chromium with apt-get'
-    { apt_install || { as_root apt-get update --quiet && apt_install; }; } >&2
-}
-
-if have_chromium || { with_apt && have_chromium; }; then
+if have_chromium || { apt_install chromium && have_chromium; }; then
     exit 0
 fi
 say 'no browser could be installed. Ask whoever administers this machine for the package'

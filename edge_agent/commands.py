@@ -65,7 +65,7 @@ def run(
     """Take part: answer questions, train when asked, within the owner's budget."""
     from edge_agent.agent import Agent, Trust
     from edge_agent.api.app import create_app
-    from edge_agent.api.server import LOOPBACK, served
+    from edge_agent.api.server import served
     from edge_agent.api.token import api_token
     from edge_agent.coordinator_link import CoordinatorLink
     from edge_agent.inference.answering import Answerer
@@ -77,6 +77,7 @@ def run(
     from shared.actors import ActorLoop
     from shared.crypto.identity import Identity, parse_public
     from shared.logs import set_up_logs
+    from shared.loopback import LOOPBACK
     from shared.service import announced_ready, home_lock, serve
     from shared.transport.mqtt import MqttTransport
     from shared.types import DeviceId

@@ -4,6 +4,7 @@ F1  after :func:`write_durably` returns, the file survives power loss
 F2  a reader sees the old file or the new one, never half of either
 F3  a full or read-only disk is a :class:`~shared.errors.StorageError` that
     says so, and leaves no temporary file behind
+F4  a folder made with :func:`appearing_folder` is there whole or not at all
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -98,6 +101,35 @@ def move_durably(source: Path, target: Path) -> None:
         sync_folder(target.parent)
 
 
+@contextlib.contextmanager
+def appearing_folder(target: Path) -> Iterator[Path]:
+    """Give a folder its name, replacing one that has it, when all of it is on disk (F4).
+
+    Yields:
+        Where to make it, beside ``target``; nothing is there yet.
+
+    Raises:
+        StorageError: the disk refused; ``target`` is as it was.
+    """
+    with disk_errors(target):
+        make_folder(target.parent)
+        new = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            yield new
+            for path in (*new.rglob("*"), new):
+                sync_folder(path)
+            if target.exists():
+                old = new.with_suffix(".old")
+                target.replace(old)
+                new.replace(target)
+                shutil.rmtree(old)
+            else:
+                new.replace(target)
+            sync_folder(target.parent)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
 def make_folder(folder: Path) -> None:
     """Create ``folder`` and its parents where they are missing, to survive power loss (F1)."""
     if not folder.is_dir():
@@ -107,7 +139,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename or creation in ``folder`` survive power loss."""
+    """Make a rename or creation in ``folder``, or what is in a file, survive power loss."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -39,6 +40,18 @@ def home_lock(home: Path) -> Iterator[None]:
                 f"another process works in {home}: end it, or choose another --home"
             ) from err
         yield
+
+
+def secret_token(path: Path) -> str:
+    """Return the token in a file, made at first use and readable by its owner only.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    # An empty file, left by a full disk elsewhere, would let an empty token in.
+    if not path.exists() or not path.read_text(encoding="ascii").strip():
+        write_durably(path, secrets.token_urlsafe(32).encode(), mode=0o600)
+    return path.read_text(encoding="ascii").strip()
 
 
 def serve(actor: Actor, transport: Transport, loop: ActorLoop) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from shared.models.adapter import FEATURE_SCALE, Adapter
+from shared.models.classification import positions
 from shared.types import FloatMatrix
 
 _STEPS = 200
@@ -23,8 +24,7 @@ def train_centrally(adapter: Adapter, features: FloatMatrix, labels: Sequence[st
         features: Length-normalised, float32, shape (n, F).
         labels: n labels; rows whose label the adapter lacks are left out.
     """
-    position = {label: index for index, label in enumerate(adapter.labels)}
-    targets = np.array([position.get(label, -1) for label in labels])
+    targets = positions(labels, adapter.labels)
     rows = np.flatnonzero(targets >= 0)
     inputs = np.concatenate(
         [FEATURE_SCALE * features[rows], np.ones((len(rows), 1), np.float32)], axis=1

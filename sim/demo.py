@@ -21,6 +21,7 @@ from shared.errors import DataError, RoundError
 from shared.files import disk_errors, write_durably
 from shared.job import RunPlan
 from shared.models.encoder import find_base_model
+from shared.models.model_worker import ModelWorker
 from shared.types import Digest, RunId
 from sim.fleet_processes import FleetProcesses
 from sim.population import Population, deal
@@ -34,7 +35,6 @@ from sim.questions import (
 )
 from sim.report import Fleet, build_report, write_report
 from sim.scenario import Scenario, read_scenario
-from sim.simulation import make_model
 from sim.stand_in import StandIn
 
 RUN_TIMEOUT_S = 3600.0
@@ -289,7 +289,7 @@ def _report(
         run = RunId(view["run"])
         plan = read_json(RunPlan, store.run(run).plan, source="plan")
         cache = store.folder / "probe-features"
-        probe = prepare_probe(make_model, plan, population.probe, cache)
+        probe = prepare_probe(ModelWorker, plan, population.probe, cache)
         homes = {device: fleet.device_home(device) for device in population.devices}
         report = build_report(Fleet(store, homes, probe, "mqtt"), run, stages=stages.seconds)
         report["model"], calibration = released_model(store, run)

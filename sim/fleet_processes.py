@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import IO, Any, Final, Self
 
 from coordinator.commands import Client
 from coordinator.store.store import ENDINGS, Store
@@ -38,6 +38,26 @@ STOP_S: Final = 10.0
 
 COORDINATOR: Final = "coordinator"
 KEY_HOLDER: Final = "key-holder"
+
+
+def start_llmos(
+    command: Sequence[str], log: IO[bytes], *, nice: int = 0
+) -> subprocess.Popen[bytes]:
+    """Start ``llmos`` as a process that ends with this one; what it says goes to ``log``."""
+    parent = os.getpid()
+
+    def in_the_child() -> None:
+        die_with_parent(parent)
+        os.nice(nice)
+
+    return subprocess.Popen(  # noqa: S603  our own command line
+        [sys.executable, "-m", "shared.command_line", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,  # Ctrl-C comes to us, and we end the others in order
+        preexec_fn=in_the_child,  # noqa: PLW1509  two system calls
+    )
 
 
 class FleetProcesses:
@@ -160,15 +180,30 @@ class FleetProcesses:
         Raises:
             ChildDied: a process ended meanwhile, or the run took too long.
         """
+        view: dict[str, Any] = {}
+
+        def over() -> bool:
+            view.update(self.client.get(f"/api/v1/runs/{run}"))
+            watch(view)
+            return view["state"] in ENDINGS
+
+        if not self.wait_until(over, timeout_s=timeout_s):
+            raise ChildDied(f"run {run} was not over after {timeout_s:.0f} s")
+        return view
+
+    def wait_until(self, holds: Callable[[], bool], *, timeout_s: float) -> bool:
+        """Ask again and again until something holds; whether it did in time.
+
+        Raises:
+            ChildDied: a process ended meanwhile.
+        """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            view = self.client.get(f"/api/v1/runs/{run}")
-            watch(view)
-            if view["state"] in ENDINGS:
-                return dict(view)
+            if holds():
+                return True
             self.check()
             time.sleep(0.25)
-        raise ChildDied(f"run {run} was not over after {timeout_s:.0f} s")
+        return False
 
     def check(self) -> None:
         """Raise ChildDied if a process has ended that should be running."""
@@ -225,16 +260,8 @@ class FleetProcesses:
         home = self.home(name)
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         (home / "ready.json").unlink(missing_ok=True)
-        parent = os.getpid()
         with (home / "log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(  # noqa: S603  our own command line
-                [sys.executable, "-m", "shared.command_line", *command, "--home", str(home)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C comes to us, and we end the others in order
-                preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509  one prctl call
-            )
+            self._processes[name] = start_llmos([*command, "--home", str(home)], log)
         if wait:
             self._wait_until_ready(name)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,13 +15,12 @@ import numpy as np
 from coordinator.releases import NOT_RELEASED, RELEASED
 from coordinator.store.store import Store
 from edge_agent.api.token import api_token
-from edge_agent.inference.answering import QUESTIONS
 from edge_agent.inference.installed import Serving
 from shared.config import read_json
 from shared.data_files import Example
 from shared.errors import ChildDied, RoundError
 from shared.models.calibration import Calibration
-from shared.models.manifest import MANIFEST, Manifest
+from shared.models.manifest import read_manifest
 from shared.types import DeviceId, Digest, RunId
 from sim.fleet_processes import FleetProcesses
 
@@ -66,18 +64,19 @@ def wait_for_release(
         RoundError: the coordinator could not make a release; the message says why.
         ChildDied: a process ended meanwhile, or it took too long.
     """
-    deadline = time.monotonic() + RELEASE_S
-    while time.monotonic() < deadline:
+
+    def installed() -> bool:
         ready = sum(_answers_with(fleet.home(device), adapter) for device in devices)
         watch(ready)
         if ready == len(devices):
-            return
+            return True
         release = fleet.client.get(f"/api/v1/runs/{run}")["release"]
         if "reason" in release:
             raise RoundError(f"what was learnt could not be released: {release['reason']}")
-        fleet.check()
-        time.sleep(0.25)
-    raise ChildDied(f"devices did not install the release within {RELEASE_S:.0f} s")
+        return False
+
+    if not fleet.wait_until(installed, timeout_s=RELEASE_S):
+        raise ChildDied(f"devices did not install the release within {RELEASE_S:.0f} s")
 
 
 def wait_for_model(fleet: FleetProcesses) -> dict[str, Any]:
@@ -87,16 +86,18 @@ def wait_for_model(fleet: FleetProcesses) -> dict[str, Any]:
         RoundError: it could not be loaded; the message says why.
         ChildDied: a process ended meanwhile, or it took too long.
     """
-    deadline = time.monotonic() + MODEL_S
-    while time.monotonic() < deadline:
-        (card,) = fleet.client.get("/v1/models")["data"]
-        if card["state"] == "ready":
-            return dict(card)
+    card: dict[str, Any] = {}
+
+    def ready() -> bool:
+        (found,) = fleet.client.get("/v1/models")["data"]
+        card.update(found)
         if card["state"] == "failed":
             raise RoundError(f"the language model could not be loaded: {card['reason']}")
-        fleet.check()
-        time.sleep(0.25)
-    raise ChildDied(f"the language model was not ready after {MODEL_S:.0f} s")
+        return bool(card["state"] == "ready")
+
+    if not fleet.wait_until(ready, timeout_s=MODEL_S):
+        raise ChildDied(f"the language model was not ready after {MODEL_S:.0f} s")
+    return card
 
 
 def ask_devices(
@@ -158,19 +159,12 @@ def released_model(store: Store, run: RunId) -> tuple[dict[str, Any], Calibratio
         why = milestones[NOT_RELEASED].facts["reason"] if NOT_RELEASED in milestones else "not yet"
         raise RoundError(f"run {run} was not released: {why}")
     facts = milestones[RELEASED].facts
-    path = Path(facts["folder"]) / MANIFEST
-    manifest = read_json(Manifest, path.read_bytes(), source=str(path))
+    manifest, _ = read_manifest(Path(facts["folder"]))
     model = manifest.model_dump(mode="json", include={"name", "quantise", "layers", "passes"})
     return model | {
         "manifest": facts["manifest"],
         "accuracy": facts["accuracy"],
     }, read_json(Calibration, facts["calibration"], source="calibration")
-
-
-def questions_that_left(home: Path) -> int:
-    """How many questions a device's own record says it passed on."""
-    path = home / QUESTIONS
-    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
 
 
 def _answers_with(home: Path, adapter: Digest) -> bool:

@@ -57,11 +57,6 @@ def simulation_master(seed: int) -> bytes:
     return hashlib.sha256(f"llmos simulation {seed}".encode()).digest()
 
 
-def make_model(base: str, layers: int) -> ModelWorker:
-    """A base model in a child process, as the coordinator has it."""
-    return ModelWorker(base, keep_layers=layers)
-
-
 class _SharedTrainer:
     """One device's view of a training child that serves several; it outlives each of them."""
 
@@ -101,7 +96,7 @@ def simulate(scenario: Scenario, *, seed: int, watch: Watch) -> dict[str, Any]:
         probe = None
         if plan.labels:
             cache = store.folder / "probe-features"
-            probe = prepare_probe(make_model, plan, population.probe, cache)
+            probe = prepare_probe(ModelWorker, plan, population.probe, cache)
             stack.callback(probe.close)
         fleet = Fleet(store, world.homes, probe, transport="memory")
         stages = {"prepare": dealt - began, "run": ran - dealt}
@@ -235,7 +230,7 @@ class _World:
             key_holder=holder,
             bench=self._time.bench(0.1),
             adder=adder,
-            make_model=make_model,
+            make_model=ModelWorker,
         )
         drive(coordinator, transport, self._time)
 

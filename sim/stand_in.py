@@ -6,15 +6,13 @@ wherever it answers.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Final, Self
 
 from shared.errors import ChildDied
 from shared.files import disk_errors
-from shared.processes import die_with_parent
+from sim.fleet_processes import start_llmos
 
 WAIT_S: Final = 180.0
 NAME: Final = "tickets-stand-in"
@@ -33,27 +31,18 @@ class StandIn:
 
     def __enter__(self) -> Self:
         """Start training, unless an earlier demonstration left the model."""
-        parent = os.getpid()
-
-        def in_the_background() -> None:
-            die_with_parent(parent)
-            os.nice(10)
-
         with disk_errors(self._log):
             self._log.parent.mkdir(parents=True, exist_ok=True)
             log = self._log.open("wb")
         with log:
-            self._process = subprocess.Popen(  # noqa: S603  our own command line
+            self._process = start_llmos(
                 [
-                    *[sys.executable, "-m", "shared.command_line", "model", "make-tiny"],
-                    *["--out", str(self._home / "models" / NAME), "--size", "smaller"],
-                    *["--steps", str(STEPS), "--leave-out", "", "--threads", "1"],
+                    *["model", "make-tiny", "--out", str(self._home / "models" / NAME)],
+                    *["--size", "smaller", "--steps", str(STEPS), "--leave-out", ""],
+                    *["--threads", "1"],
                 ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=in_the_background,  # noqa: PLW1509  two system calls
+                log,
+                nice=10,
             )
         return self
 

@@ -7,7 +7,6 @@ T3  nothing is sent anywhere, and nothing is left outside the folder that was na
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -16,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any, Final
 
 from shared.errors import ChildDied, DependencyMissing
 from shared.extras import require
-from shared.files import disk_errors
+from shared.files import appearing_folder, disk_errors
 
 TENSORBOARD: Final = "tensorboardX", "sim"
 WANDB: Final = "wandb", "wandb"
@@ -131,7 +130,7 @@ def write_tensorboard(report: Mapping[str, Any], folder: Path) -> Path:
     module, extra = TENSORBOARD
     tensorboard = require(module, extra=extra)
     with (
-        _appearing(folder / _name(report)) as new,
+        appearing_folder(folder / _name(report)) as new,
         tensorboard.SummaryWriter(logdir=str(new)) as writer,
     ):
         for number, values in scalars(report).items():
@@ -163,7 +162,7 @@ def write_wandb(report: Mapping[str, Any], folder: Path) -> Path:
     }
     # Not below ``folder``: the path of a Unix socket has at most 107 bytes.
     with (
-        _appearing(folder / _name(report)) as new,
+        appearing_folder(folder / _name(report)) as new,
         tempfile.TemporaryDirectory(prefix="llmos-wandb-") as home,
     ):
         done = subprocess.run(
@@ -194,21 +193,6 @@ def _confined(home: str) -> dict[str, str]:
         # With another home, packages that this user installed would not be found.
         | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
     )
-
-
-@contextlib.contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A place to make a folder that gets its name, replacing an older one, once it is whole (T2)."""
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        new = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            yield new
-            if target.exists():
-                shutil.rmtree(target)
-            new.replace(target)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
 
 
 def _name(report: Mapping[str, Any]) -> str:

@@ -60,6 +60,7 @@ HOMES = {
     },
     "torch": {"edge_agent/training/dp_sgd.py", "shared/models/pytorch.py", *_LANGUAGE_MODELS},
     "transformers": {"shared/models/pytorch.py", *_LANGUAGE_MODELS},
+    "uvicorn": {"shared/loopback.py"},
     "wandb": {"sim/wandb_child.py"},
 }
 """The modules that may name a foreign library: when it changes, they change and no other."""

@@ -17,9 +17,9 @@ from typing import Any, Final
 from coordinator.inference.engine import Generation
 from shared.errors import ModelError, PromptRefused
 from shared.extras import require
-from shared.models.adapter import Adapter
+from shared.models.adapter import Adapter, place_of
 from shared.models.encoder import BaseModel, find_base_model
-from shared.models.pytorch import prompt_ids
+from shared.models.pytorch import FrozenModel, prompt_ids
 from shared.processes import serve
 from shared.types import Digest
 
@@ -30,7 +30,7 @@ _CUT_CHARACTER: Final = "\N{REPLACEMENT CHARACTER}"
 """What half a character decodes to: tokens are pieces of bytes."""
 
 
-class CausalModel:
+class ChatModel(FrozenModel):
     """A causal language model in memory, float32, on the processor."""
 
     def __init__(self, base: BaseModel, *, threads: int) -> None:
@@ -40,21 +40,7 @@ class CausalModel:
             DependencyMissing: torch or transformers is not installed.
             ModelError: the folder's files are no causal language model transformers can read.
         """
-        self._torch: Any = require("torch", extra="llm")
-        transformers: Any = require("transformers", extra="llm")
-        self._torch.set_num_threads(threads)
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        local = {"local_files_only": True, "trust_remote_code": False}
-        try:
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(base.folder, **local)
-            self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                base.folder, use_safetensors=True, dtype=self._torch.float32, **local
-            ).eval()
-        except (OSError, ValueError, KeyError, RuntimeError) as err:
-            raise ModelError(
-                f"{base.folder} is not a language model that can be used: {err}"
-            ) from err
+        super().__init__(base, causal=True, threads=threads, extra="llm")
         self.base = base
         self.context_tokens = int(self._model.config.max_position_embeddings)
         ends = self._model.generation_config.eos_token_id
@@ -93,7 +79,7 @@ class CausalModel:
         Raises:
             PromptRefused: the prompt leaves no room in the context.
         """
-        torch = self._torch
+        torch = self.torch
         tokens = self.tokens_of(prompt)
         room = self.context_tokens - len(tokens)
         if not tokens or room < 1:
@@ -154,8 +140,8 @@ class CausalModel:
                 a, b = adapter.tensors[f"{slot}.lora_a"], adapter.tensors[f"{slot}.lora_b"]
                 if (b.shape[0], a.shape[1]) != tuple(projection.weight.shape):
                     raise ModelError(f"the adapter of {name} has another shape at {slot}")
-                down = self._torch.from_numpy(a.T.copy())
-                up = self._torch.from_numpy(adapter.shape.scale * b.T)
+                down = self.torch.from_numpy(a.T.copy())
+                up = self.torch.from_numpy(adapter.shape.scale * b.T)
                 handles.append(projection.register_forward_hook(_adding(down, up)))
             yield
         finally:
@@ -163,9 +149,9 @@ class CausalModel:
                 handle.remove()
 
     def _projection(self, slot: str, adapter: str) -> Any:
-        _, layer, place = slot.split(".")
+        layer, place = place_of(slot)
         try:
-            attention = self._model.model.layers[int(layer)].self_attn
+            attention = self._model.model.layers[layer].self_attn
             return getattr(attention, _PLACES[place])
         except (AttributeError, IndexError, KeyError) as err:
             raise ModelError(
@@ -173,7 +159,7 @@ class CausalModel:
             ) from err
 
     def _choose(self, logits: Any, temperature: float, top_p: float, generator: Any) -> int:
-        torch = self._torch
+        torch = self.torch
         if temperature == 0.0:
             return int(logits.argmax())
         # Shifted before scaling: a tiny temperature would overflow, and infinity is no probability.
@@ -196,8 +182,8 @@ def _adding(down: Any, up: Any) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _model(name_or_path: str, threads: int) -> CausalModel:
-    return CausalModel(find_base_model(name_or_path), threads=threads)
+def _model(name_or_path: str, threads: int) -> ChatModel:
+    return ChatModel(find_base_model(name_or_path), threads=threads)
 
 
 def _load(model: str, threads: int) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def make_tiny(
 ) -> None:
     """Train a small language model on questions and answers, to stand in for a real one."""
     from coordinator.registry.pairs import last_intents, read_pairs, shipped_pairs
-    from coordinator.registry.tiny import make_once
+    from coordinator.registry.tiny import Recipe, make_once
 
     known = shipped_pairs() if pairs is None else read_pairs(pairs)
     if leave_out is None:
@@ -106,11 +106,7 @@ def make_tiny(
         made = make_once(
             folder.expanduser(),
             known,
-            size=size,
-            leave_out=left_out,
-            seconds=seconds,
-            steps=steps,
-            seed=seed,
+            Recipe(size, left_out, seconds, steps, seed),
             threads=threads,
             force=force,
             progress=lambda done, loss: bar.update(task, completed=done, loss=loss),

@@ -11,15 +11,14 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from coordinator.registry.samples import TOPICS
-from shared.errors import ModelError
 from shared.extras import require
+from shared.models.graph_session import open_graph, open_tokenizer
 from shared.models.manifest import Pass
 from shared.types import FloatMatrix
 
 Effort = Literal["full", "quick"]
 
 _LENGTHS: Final = (32, 128)
-_ERRORS_ONLY: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +63,14 @@ def measure(
     """
     onnx: Any = require("onnx", extra="coordinator")
     plan = _PLANS[effort]
-    sessions = {stage.name: _session(stage.graph) for stage in stages}
+    sessions = {stage.name: open_graph(stage.graph) for stage in stages}
     times = {
         length: _median_ms(sessions, vocabulary, min(length, max_tokens), plan)
         for length in _LENGTHS
     }
     texts = [text for topic in TOPICS.values() for text in topic[: plan.texts]]
-    tokens = _tokens(tokenizer, texts, max_tokens)
+    reader = open_tokenizer(tokenizer, max_tokens)
+    tokens = [encoding.ids for encoding in reader.encode_batch(texts)]
     features = {name: _features(session, tokens) for name, session in sessions.items()}
     return tuple(
         Pass(
@@ -126,26 +126,3 @@ def _features(session: Any, tokens: Sequence[list[int]]) -> FloatMatrix:
         for ids in tokens
     ]
     return np.concatenate(rows)
-
-
-def _tokens(path: Path, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-    tokenizers: Any = require("tokenizers", extra="coordinator")
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as err:  # the library raises bare Exception for a bad file
-        raise ModelError(f"{path} is no tokenizer that can be used: {err}") from err
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_tokens)
-    return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
-
-
-def _session(graph: Path) -> Any:
-    runtime: Any = require("onnxruntime", extra="coordinator")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    # It warns of every input that may be left out, which is what they are for.
-    options.log_severity_level = _ERRORS_ONLY
-    try:
-        return runtime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    except Exception as err:  # the runtime's errors share no base but this
-        raise ModelError(f"{graph.name} is no graph that ONNX Runtime opens: {err}") from err

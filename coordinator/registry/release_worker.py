@@ -64,7 +64,8 @@ def _release(
 ) -> dict[str, Any]:
     from coordinator.registry.model_import import import_model
     from shared.models.adapter import Adapter
-    from shared.models.calibration import UNKNOWN, calibrate
+    from shared.models.calibration import calibrate
+    from shared.models.classification import positions
     from shared.models.graph_session import GraphSession
 
     imported = import_model(
@@ -72,8 +73,7 @@ def _release(
     )
     session = GraphSession(imported.folder)
     loaded = session.load_adapter(Adapter.from_bytes(adapter))
-    position = {label: index for index, label in enumerate(loaded.labels)}
-    targets = np.array([position.get(label, UNKNOWN) for _, label in examples])
+    targets = positions([label for _, label in examples], loaded.labels)
     logits = np.stack([session.answer(text, loaded)[1].ravel() for text, _ in examples])
     calibration = calibrate(logits, targets, target_error=target_error)
     return {

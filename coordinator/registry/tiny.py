@@ -15,8 +15,6 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +26,7 @@ import numpy as np
 from coordinator.registry.pairs import Pair, check_intents, digest_of_pairs
 from shared.errors import ConfigError, DataError
 from shared.extras import require
-from shared.files import disk_errors, make_folder, sync_folder
+from shared.files import appearing_folder
 from shared.models.encoder import find_base_model
 from shared.models.pytorch import prompt_ids
 from shared.types import Digest
@@ -120,15 +118,49 @@ class StandIn:
     reused: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What decides, with the pairs, which model comes out.
+
+    Attributes:
+        size: A build in :data:`SIZES`.
+        leave_out: Intents that it shall not know.
+        seconds: Bound on the training's time; by default the size's, unless ``steps`` is given.
+        steps: Bound on the training's steps; without ``seconds`` the result can be repeated (S2).
+        seed: Of the first weights, the order, and what is kept back.
+    """
+
+    size: SizeName = "small"
+    leave_out: Sequence[str] = ()
+    seconds: float | None = None
+    steps: int | None = None
+    seed: int = 0
+
+    @property
+    def time_limit_s(self) -> float | None:
+        """Seconds of training; None where the steps alone decide."""
+        if self.seconds is None and self.steps is None:
+            return SIZES[self.size].seconds
+        return self.seconds
+
+    def described(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        """JSON values that are equal exactly when the same was asked for."""
+        return {
+            "format": 1,
+            "pairs": digest_of_pairs(pairs),
+            "left_out": sorted(self.leave_out),
+            "build": asdict(SIZES[self.size]),
+            "seconds": self.time_limit_s,
+            "steps": self.steps,
+            "seed": self.seed,
+        }
+
+
 def make_once(
     out: Path,
     pairs: Sequence[Pair],
+    recipe: Recipe,
     *,
-    size: SizeName = "small",
-    leave_out: Sequence[str] = (),
-    seconds: float | None = None,
-    steps: int | None = None,
-    seed: int = 0,
     threads: int = 1,
     force: bool = False,
     progress: Progress | None = None,
@@ -141,44 +173,28 @@ def make_once(
     Raises:
         ConfigError: there is something else in ``out``, or as :func:`make_tiny`.
     """
-    if out.exists() and not force:
-        try:
-            known = json.loads((out / RECIPE).read_text(encoding="utf-8"))
-            same = known["recipe"] == _recipe(
-                pairs, size=size, leave_out=leave_out, seconds=seconds, steps=steps, seed=seed
-            )
-            made = StandIn(**known["made"] | {"folder": str(out), "reused": True})
-            made = replace(made, left_out=tuple(made.left_out))
-        except (OSError, ValueError, KeyError, TypeError):
-            same = False
-        if not same:
-            raise ConfigError(
-                [f"{out} was made otherwise: give --force to replace it, or another --out"],
-                source="options",
-            )
-        return made
-    return make_tiny(
-        out,
-        pairs,
-        size=size,
-        leave_out=leave_out,
-        seconds=seconds,
-        steps=steps,
-        seed=seed,
-        threads=threads,
-        progress=progress,
-    )
+    if not out.exists() or force:
+        return make_tiny(out, pairs, recipe, threads=threads, progress=progress)
+    try:
+        known = json.loads((out / RECIPE).read_text(encoding="utf-8"))
+        same = known["recipe"] == recipe.described(pairs)
+        made = StandIn(**known["made"] | {"folder": str(out), "reused": True})
+        made = replace(made, left_out=tuple(made.left_out))
+    except (OSError, ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise ConfigError(
+            [f"{out} was made otherwise: give --force to replace it, or another --out"],
+            source="options",
+        )
+    return made
 
 
 def make_tiny(
     out: Path,
     pairs: Sequence[Pair],
+    recipe: Recipe,
     *,
-    size: SizeName = "small",
-    leave_out: Sequence[str] = (),
-    seconds: float | None = None,
-    steps: int | None = None,
-    seed: int = 0,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> StandIn:
@@ -187,11 +203,7 @@ def make_tiny(
     Args:
         out: Its name becomes the model's.
         pairs: Questions and answers.
-        size: A build in :data:`SIZES`.
-        leave_out: Intents that it shall not know.
-        seconds: Bound on the training's time; by default the size's, unless ``steps`` is given.
-        steps: Bound on the training's steps; without ``seconds`` the result can be repeated (S2).
-        seed: Of the first weights, the order, and what is kept back.
+        recipe: What it shall be.
         threads: Arithmetic threads. Matrices this small hardly gain by more than one, and where
             others want the cores too, threads that wait for each other cost six times as much.
         progress: Told after each step.
@@ -202,98 +214,48 @@ def make_tiny(
         DependencyMissing: the extra ``llm`` is not installed.
         StorageError: the disk refused.
     """
-    check_intents(pairs, leave_out)
-    rng = np.random.Generator(np.random.PCG64(seed))
-    known = [pair for pair in pairs if pair.intent not in leave_out]
+    check_intents(pairs, recipe.leave_out)
+    rng = np.random.Generator(np.random.PCG64(recipe.seed))
+    known = [pair for pair in pairs if pair.intent not in recipe.leave_out]
     known = [known[index] for index in rng.permutation(len(known))]
     kept_back = min(round(len(known) * _UNSEEN_SHARE), _UNSEEN_LIMIT)
     unseen, seen = known[:kept_back], known[kept_back:]
     if not unseen:
         raise DataError(f"a stand-in needs at least 10 questions with answers, not {len(known)}")
-    build = SIZES[size]
-    trainer = _Trainer(build, seen, seed=seed, threads=threads)
-    if seconds is None and steps is None:
-        seconds = build.seconds
-    trained = trainer.train(rng, seconds=seconds, steps=steps, progress=progress)
-    strangers = [pair for pair in pairs if pair.intent in leave_out]
+    trainer = _Trainer(SIZES[recipe.size], seen, seed=recipe.seed, threads=threads)
+    trained = trainer.train(rng, seconds=recipe.time_limit_s, steps=recipe.steps, progress=progress)
+    strangers = [pair for pair in pairs if pair.intent in recipe.leave_out]
     strangers = [strangers[index] for index in rng.permutation(len(strangers))[:_UNSEEN_LIMIT]]
-    with disk_errors(out):
-        make_folder(out.parent)
-        temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-        try:
-            temporary.mkdir()
-            trainer.save(temporary)
-            similarity, exact = _answers(temporary, unseen[:_ANSWERED], threads)
-            made = StandIn(
-                name=out.name,
-                folder=str(out),
-                base=find_base_model(str(temporary)).digest,
-                parameters=trainer.parameters,
-                steps=trained.steps,
-                trained_s=round(trained.seconds, 1),
-                loss=round(trained.loss, 4),
-                left_out=tuple(leave_out),
-                unseen=len(unseen),
-                perplexity_unseen=round(trainer.perplexity(unseen), 3),
-                perplexity_left_out=round(trainer.perplexity(strangers), 1) if strangers else None,
-                answered=len(unseen[:_ANSWERED]),
-                similarity=round(similarity, 3),
-                exact=round(exact, 3),
-            )
-            recipe = _recipe(
-                pairs, size=size, leave_out=leave_out, seconds=seconds, steps=steps, seed=seed
-            )
-            text = json.dumps({"recipe": recipe, "made": asdict(made)}, indent=2)
-            (temporary / RECIPE).write_text(text, encoding="utf-8")
-            _put(temporary, out)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with appearing_folder(out) as new:
+        new.mkdir()
+        trainer.save(new)
+        similarity, exact = _answers(new, unseen[:_ANSWERED], threads)
+        made = StandIn(
+            name=out.name,
+            folder=str(out),
+            base=find_base_model(str(new)).digest,
+            parameters=trainer.parameters,
+            steps=trained.steps,
+            trained_s=round(trained.seconds, 1),
+            loss=round(trained.loss, 4),
+            left_out=tuple(recipe.leave_out),
+            unseen=len(unseen),
+            perplexity_unseen=round(trainer.perplexity(unseen), 3),
+            perplexity_left_out=round(trainer.perplexity(strangers), 1) if strangers else None,
+            answered=len(unseen[:_ANSWERED]),
+            similarity=round(similarity, 3),
+            exact=round(exact, 3),
+        )
+        text = json.dumps({"recipe": recipe.described(pairs), "made": asdict(made)}, indent=2)
+        (new / RECIPE).write_text(text, encoding="utf-8")
     return made
-
-
-def _recipe(
-    pairs: Sequence[Pair],
-    *,
-    size: SizeName,
-    leave_out: Sequence[str],
-    seconds: float | None,
-    steps: int | None,
-    seed: int,
-) -> dict[str, Any]:
-    if seconds is None and steps is None:
-        seconds = SIZES[size].seconds
-    return {
-        "format": 1,
-        "pairs": digest_of_pairs(pairs),
-        "left_out": sorted(leave_out),
-        "build": asdict(SIZES[size]),
-        "seconds": seconds,
-        "steps": steps,
-        "seed": seed,
-    }
-
-
-def _put(temporary: Path, out: Path) -> None:
-    """Give a finished folder its name. One that has it already makes room first."""
-    for file in temporary.iterdir():
-        with file.open("rb") as written:
-            os.fsync(written.fileno())
-    sync_folder(temporary)
-    if out.exists():
-        old = out.with_name(f".{out.name}.{os.getpid()}.old")
-        out.replace(old)
-        temporary.replace(out)
-        shutil.rmtree(old)
-    else:
-        temporary.replace(out)
-    sync_folder(out.parent)
 
 
 def _answers(folder: Path, pairs: Sequence[Pair], threads: int) -> tuple[float, float]:
     """Likeness and exactness of the answers that the coordinator would give with this folder."""
-    from coordinator.inference.engine_worker import CausalModel
+    from coordinator.inference.engine_worker import ChatModel
 
-    model = CausalModel(find_base_model(str(folder)), threads=threads)
+    model = ChatModel(find_base_model(str(folder)), threads=threads)
     likeness = []
     for pair in pairs:
         given = model.generate(

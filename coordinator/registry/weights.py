@@ -23,10 +23,8 @@ from typing import Any, Final
 import numpy as np
 
 from shared.errors import ModelError
+from shared.models.architecture import ENCODERS
 from shared.types import FloatMatrix
-
-SUPPORTED: Final = ("bert", "distilbert", "roberta", "xlm-roberta")
-"""Values of ``model_type`` that can be imported."""
 
 ACTIVATIONS: Final = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "relu": ""}
 """Values of ``hidden_act`` → how ONNX's Gelu approximates it; "" is no Gelu."""
@@ -182,10 +180,10 @@ def _read_config(folder: Path) -> _Config:
     if not isinstance(config, dict):
         raise ModelError(f"{path} is not a model's configuration: fetch the model again")
     architecture = config.get("model_type")
-    if architecture not in SUPPORTED:
+    if architecture not in ENCODERS:
         raise ModelError(
             f"{folder} holds a model of type {architecture!r}, which cannot be imported: "
-            f"supported are {', '.join(SUPPORTED)}"
+            f"supported are {', '.join(ENCODERS)}"
         )
     distil, roberta = architecture == "distilbert", architecture.endswith("roberta")
     problems: list[str] = []

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 from typing import Final
 
-from shared.files import write_durably
+from shared.service import secret_token
 
 TOKEN: Final = "api.token"  # noqa: S105 - a file's name
 
@@ -17,8 +16,4 @@ def api_token(home: Path) -> str:
     Raises:
         StorageError: the disk refused.
     """
-    path = home / TOKEN
-    # An empty file, left by a full disk elsewhere, would let an empty token in.
-    if not path.exists() or not path.read_text(encoding="ascii").strip():
-        write_durably(path, secrets.token_urlsafe(32).encode(), mode=0o600)
-    return path.read_text(encoding="ascii").strip()
+    return secret_token(home / TOKEN)

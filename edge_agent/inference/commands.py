@@ -71,7 +71,8 @@ def calibrate_device(
     from edge_agent.participate import Home as DeviceHome
     from shared.data_files import read_examples
     from shared.files import write_durably
-    from shared.models.calibration import UNKNOWN, calibrate
+    from shared.models.calibration import calibrate
+    from shared.models.classification import positions
 
     home = home.expanduser()
     if file is not None:
@@ -85,10 +86,9 @@ def calibrate_device(
         )
     model = _opened(home)
     allowed = Installation(home).current().policy.target_error
-    positions = {label: index for index, label in enumerate(model.adapter.labels)}
     found = calibrate(
         _logits(model, [example.text for example in examples]),
-        [positions.get(example.label, UNKNOWN) for example in examples],
+        positions([example.label for example in examples], model.adapter.labels),
         target_error=target_error if target_error is not None else allowed,
     )
     write_own_calibration(home, model.adapter.digest, found)

@@ -16,10 +16,8 @@ I3  something damaged never replaces what works: it is logged once, and the old 
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -34,7 +32,11 @@ from shared.errors import (
     LlmOsError,
     ModelError,
 )
-from shared.files import digest_of, disk_errors, make_folder, sync_folder, write_durably
+from shared.files import (
+    appearing_folder,
+    digest_of,
+    write_durably,
+)
 from shared.models.adapter import Adapter
 from shared.models.calibration import Calibration
 from shared.models.graph_session import GraphSession, check_fit
@@ -115,20 +117,11 @@ def install_model(home: Path, source: Path) -> Digest:
         verify_files(target, manifest)
         return digest
     verify_files(source, manifest)
-    temporary = target.with_name(f".{digest}.{uuid.uuid4().hex}.tmp")
-    try:
-        with disk_errors(target):
-            make_folder(temporary)
-            for name in (MANIFEST, *manifest.files):
-                shutil.copyfile(source / name, temporary / name)
-                with (temporary / name).open("rb+") as file:
-                    os.fsync(file.fileno())
-            sync_folder(temporary)
-            verify_files(temporary, manifest)
-            temporary.replace(target)
-            sync_folder(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with appearing_folder(target) as new:
+        new.mkdir()
+        for name in (MANIFEST, *manifest.files):
+            shutil.copyfile(source / name, new / name)
+        verify_files(new, manifest)
     return digest
 
 

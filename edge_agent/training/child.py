@@ -24,7 +24,8 @@ from edge_agent.training.trainer import TrainRequest
 from shared.data_files import Example
 from shared.errors import DataError, DependencyMissing, ModelError, NonFiniteUpdate
 from shared.files import write_durably
-from shared.models.adapter import Adapter
+from shared.models.adapter import Adapter, place_of
+from shared.models.classification import positions
 from shared.models.encoder import BaseModel, find_base_model
 from shared.models.pytorch import (
     MAX_PAIR_TOKENS,
@@ -73,7 +74,7 @@ def prepare(
     examples = _stored(Path(store_path))
     found = _found(base, keep_layers=keep_layers)
     if slots:
-        depth = min(int(slot.split(".")[1]) for slot in slots)
+        depth = min(layer for layer, _ in map(place_of, slots))
         _prefix(found, examples, Path(cache_folder), task, depth)
     else:
         _features(found, examples, Path(cache_folder))
@@ -101,8 +102,7 @@ def train(**fields: Any) -> dict[str, Any]:
     targets = None
     known = np.ones(len(examples), bool)
     if adapter.labels:
-        position = {label: index for index, label in enumerate(adapter.labels)}
-        targets = np.array([position.get(example.label, -1) for example in examples])
+        targets = positions([example.label for example in examples], adapter.labels)
         known = targets >= 0
     held_out = np.array([is_held_out(example, request.held_out_share) for example in examples])
     rows, scored = np.flatnonzero(known & ~held_out), np.flatnonzero(known & held_out)

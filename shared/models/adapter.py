@@ -57,6 +57,21 @@ class Slot(Table):
     inputs: int = Field(ge=1, le=_FEATURES_LIMIT)
     outputs: int = Field(ge=1, le=_FEATURES_LIMIT)
 
+    @property
+    def place(self) -> tuple[int, str]:
+        """The layer, from 0 at the bottom, and what in it: query, value or output."""
+        return place_of(self.name)
+
+
+def place_of(slot: str) -> tuple[int, str]:
+    """Read a slot's name.
+
+    >>> place_of("layer.5.query")
+    (5, 'query')
+    """
+    _, layer, part = slot.split(".")
+    return int(layer), part
+
 
 class AdapterShape(Table):
     """What an adapter consists of; its parameters' order follows from it.

@@ -10,7 +10,7 @@ from shared.errors import ConfigError, ModelError
 from shared.models.adapter import Slot
 from shared.models.encoder import BaseModel
 
-_ENCODERS: Final = ("bert", "distilbert", "roberta", "xlm-roberta")
+ENCODERS: Final = ("bert", "distilbert", "roberta", "xlm-roberta")
 _CAUSAL: Final = ("llama", "qwen2")
 
 
@@ -76,9 +76,9 @@ def read_architecture(base: BaseModel) -> Architecture:
         heads = int(config["n_heads" if small else "num_attention_heads"])
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise ModelError(f"{base.folder}: config.json does not describe a base model") from err
-    if kind not in (*_ENCODERS, *_CAUSAL):
+    if kind not in (*ENCODERS, *_CAUSAL):
         raise ModelError(
-            f"{base.name} is a {kind!r}; supported are {', '.join((*_ENCODERS, *_CAUSAL))}"
+            f"{base.name} is a {kind!r}; supported are {', '.join((*ENCODERS, *_CAUSAL))}"
         )
     width = int(config.get("head_dim") or features // heads)
     shared = int(config.get("num_key_value_heads") or heads)

@@ -6,14 +6,22 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shared.models.adapter import Adapter
+from shared.models.calibration import UNKNOWN
 from shared.models.task import Accuracy, summed_up
 from shared.types import FloatMatrix
 
 LOSS_LIMIT: Final = 30.0
 """Most that one example adds to the loss, in nats (a probability of 1e-13), so that a label
 the adapter does not know, or a hopeless answer, still leaves a finite mean."""
+
+
+def positions(labels: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:
+    """Where each of n labels stands among the ``known``, (n,); :data:`UNKNOWN` where nowhere."""
+    place = {label: index for index, label in enumerate(known)}
+    return np.array([place.get(label, UNKNOWN) for label in labels], np.int64)
 
 
 def evaluate(
@@ -35,8 +43,7 @@ def evaluate(
     if len(features) != len(labels):
         raise ValueError(f"{len(features)} rows and {len(labels)} labels differ")
     logits = adapter.logits(features).astype(np.float64)
-    position = {label: index for index, label in enumerate(adapter.labels)}
-    truth = np.array([position.get(label, -1) for label in labels], np.int64)
+    truth = positions(labels, adapter.labels)
     known = truth >= 0
 
     right = logits.argmax(axis=1) == truth

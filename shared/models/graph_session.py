@@ -68,8 +68,8 @@ class GraphSession:
         """What the model is, and the SHA-256 of its manifest, which names it."""
         if verify:
             verify_files(folder, self.manifest)
-        self._tokenizer = _tokenizer(folder / TOKENIZER, self.manifest.max_tokens)
-        self._session = _session(folder / GRAPH)
+        self._tokenizer = open_tokenizer(folder / TOKENIZER, self.manifest.max_tokens)
+        self._session = open_graph(folder / GRAPH)
         optional = self._session.get_overridable_initializers()
         self._optional = {given.name for given in optional}
 
@@ -170,18 +170,30 @@ def check_fit(adapter: Adapter, manifest: Manifest) -> None:
             )
 
 
-def _tokenizer(path: Path, max_tokens: int) -> Any:
+def open_tokenizer(path: Path, max_tokens: int) -> Any:
+    """Open a tokenizer that cuts after ``max_tokens`` and pads nothing.
+
+    Raises:
+        ModelError: it cannot be read.
+        DependencyMissing: the extra ``edge`` is not installed.
+    """
     tokenizers = require("tokenizers", extra=_EXTRA)
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as err:  # the library raises bare Exception for a bad file
-        raise ModelError(f"cannot read the tokenizer {path}: {err}") from err
+        raise ModelError(f"{path} is no tokenizer that can be used: {err}") from err
     tokenizer.enable_truncation(max_length=max_tokens)
     tokenizer.no_padding()
     return tokenizer
 
 
-def _session(path: Path) -> Any:
+def open_graph(path: Path) -> Any:
+    """Open a graph on one thread, optimised as it is loaded.
+
+    Raises:
+        ModelError: it cannot be opened.
+        DependencyMissing: the extra ``edge`` is not installed.
+    """
     runtime = require("onnxruntime", extra=_EXTRA)
     runtime.disable_telemetry_events()  # on Windows it would report to its makers
     options = runtime.SessionOptions()
@@ -194,4 +206,4 @@ def _session(path: Path) -> Any:
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as err:  # the runtime's exceptions share no other base
-        raise ModelError(f"cannot open the graph {path}: {str(err)[:300]}") from err
+        raise ModelError(f"{path} is no graph that ONNX Runtime opens: {str(err)[:300]}") from err

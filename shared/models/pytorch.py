@@ -193,15 +193,19 @@ class Prefix:
 class FrozenModel:
     """A base model in memory, of which nothing is trainable (T3)."""
 
-    def __init__(self, base: BaseModel, *, causal: bool, threads: int) -> None:
+    def __init__(
+        self, base: BaseModel, *, causal: bool, threads: int, extra: str = "train"
+    ) -> None:
         """Load the base from its folder; the network is not asked and no code of it is run.
+
+        ``extra`` is the one of ours that brings what is missing, for the advice.
 
         Raises:
             DependencyMissing: torch or transformers is not installed.
             ModelError: the folder's files are not such a model.
         """
-        self.torch: Any = require("torch", extra="train")
-        transformers: Any = require("transformers", extra="train")
+        self.torch: Any = require("torch", extra=extra)
+        transformers: Any = require("transformers", extra=extra)
         self.torch.set_num_threads(threads)
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
@@ -306,7 +310,7 @@ class FrozenModel:
             DependencyMissing: peft is not installed and low-rank pairs are asked for.
         """
         holder = self.top(lowest_layer(adapter.shape)).layers
-        paths = {slot.name: self._path(slot.name) for slot in adapter.shape.slots}
+        paths = {slot.name: self._path(slot) for slot in adapter.shape.slots}
         for slot in adapter.shape.slots:
             self._check(holder, paths[slot.name], slot)
         replaced = {path: holder.get_submodule(path) for path in paths.values()}
@@ -329,9 +333,9 @@ class FrozenModel:
         """Logits (…, vocabulary) of a language model's last states."""
         return self._model.lm_head(self._trunk.norm(hidden))
 
-    def _path(self, slot: str) -> str:
-        _, index, part = slot.split(".")
-        return f"{index}.{getattr(self._names, part)}"
+    def _path(self, slot: Slot) -> str:
+        layer, part = slot.place
+        return f"{layer}.{getattr(self._names, part)}"
 
     def _check(self, holder: Any, path: str, slot: Slot) -> None:
         try:
@@ -536,7 +540,7 @@ class CausalModel(FrozenModel):
 
 def lowest_layer(shape: AdapterShape) -> int:
     """The lowest layer with matrices of an adapter that has some; below it all is frozen."""
-    return min(int(slot.name.split(".")[1]) for slot in shape.slots)
+    return min(layer for layer, _ in (slot.place for slot in shape.slots))
 
 
 def worth_keeping(tokens: Tokens, features: int) -> bool:

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from coordinator import process
+from shared.loopback import served
 from tests.support.brokers import eventually, mosquitto_or_skip
 from tests.support.proc import Process, descendants
 
@@ -129,7 +129,7 @@ def test_requests_wait_for_the_server_from_the_moment_its_port_is_known() -> Non
     app = FastAPI()
     app.get("/here")(lambda: {"here": True})
     for _ in range(3):
-        with process._served(app, 0) as port:
+        with served(app, 0, extra="coordinator") as port:
             answer = httpx.get(f"http://127.0.0.1:{port}/here", trust_env=False)
             assert answer.status_code == 200
 

@@ -20,6 +20,7 @@ from edge_agent import releases as module
 from edge_agent.agent import ANSWERING_S, Agent
 from edge_agent.inference import installed as installed_module
 from edge_agent.inference.installed import Installation
+from shared import files as files_module
 from shared.crypto.sum_worker import SumWorker
 from shared.errors import StorageError
 from shared.files import digest_of
@@ -220,8 +221,8 @@ STEPS = (
     (module, "write_durably"),
     (module, "install"),
     (installed_module, "write_durably"),
-    (installed_module, "sync_folder"),
-    (installed_module, "make_folder"),
+    (files_module, "sync_folder"),
+    (files_module, "make_folder"),
     (shutil, "copyfile"),
     (chunks_module, "move_durably"),
     (Agent, "receive"),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from shared.errors import StorageError
 from shared.files import (
+    appearing_folder,
     append_durably,
     digest_of,
     digest_of_file,
@@ -269,3 +270,46 @@ def test_a_digest_is_that_of_the_content(
     path = tmp_path_factory.mktemp("digest") / "blob"
     write_durably(path, data)
     assert digest_of_file(path) == digest_of(data) == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_folder_appears_whole_and_replaces_the_one_before(tmp_path: Path, before: bool) -> None:
+    target = tmp_path / "parent" / "model"
+    if before:
+        target.mkdir(parents=True)
+        (target / "old").write_text("old")
+    with appearing_folder(target) as new:
+        (new / "inner").mkdir(parents=True)
+        (new / "inner" / "file").write_text("whole")
+        assert (target / "old").exists() is before
+    assert (target / "inner" / "file").read_text() == "whole"
+    assert [path.name for path in target.parent.iterdir()] == ["model"]
+    assert [path.name for path in target.iterdir()] == ["inner"]
+
+
+def test_a_folder_that_is_not_finished_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").write_text("old")
+
+    def half() -> None:
+        with appearing_folder(target) as new:
+            new.mkdir()
+            (new / "file").write_text("half")
+            raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half way"):
+        half()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (target / "old").read_text() == "old"
+
+
+def test_a_folder_is_on_disk_before_it_has_its_name(tmp_path: Path, disk: Disk) -> None:
+    with appearing_folder(tmp_path / "model") as new:
+        new.mkdir()
+        (new / "file").write_text("whole")
+    named = disk.order.index("rename to model")
+    before, after = disk.order[:named], disk.order[named + 1 :]
+    assert before[0] == "sync file file"
+    assert before[1].startswith("sync folder .model.")
+    assert after == [f"sync folder {tmp_path.name}"]

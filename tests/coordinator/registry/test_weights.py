@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coordinator.registry.weights import SUPPORTED, read_encoder
+from coordinator.registry.weights import read_encoder
 from shared.errors import ModelError
+from shared.models.architecture import ENCODERS
 from tests.support.tiny_encoders import FEATURES, LAYERS, WORDS, make_encoder
 
 
@@ -46,7 +47,7 @@ def test_another_architecture_is_refused_with_the_list_of_ours(
     folder: Path, architecture: Any
 ) -> None:
     change_config(folder, model_type=architecture)
-    with pytest.raises(ModelError, match="supported are " + ", ".join(SUPPORTED)):
+    with pytest.raises(ModelError, match="supported are " + ", ".join(ENCODERS)):
         read_encoder(folder)
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from shared.errors import ShapeMismatch
 from shared.models.adapter import Adapter, AdapterShape
-from shared.models.classification import LOSS_LIMIT, evaluate
+from shared.models.calibration import UNKNOWN
+from shared.models.classification import LOSS_LIMIT, evaluate, positions
 from shared.types import Digest
 
 BASE = Digest("ab" * 32)
@@ -77,3 +78,8 @@ def test_lengths_that_differ_and_nothing_at_all_are_refused(
 def test_features_of_another_base_are_refused() -> None:
     with pytest.raises(ShapeMismatch):
         evaluate(adapter_of(0), np.zeros((1, 5), np.float32), ["a"], [""])
+
+
+def test_a_label_that_is_not_known_has_no_position() -> None:
+    assert positions(["b", "x", "a", "b"], ("a", "b")).tolist() == [1, UNKNOWN, 0, 1]
+    assert positions([], ("a",)).shape == (0,)

@@ -1,0 +1,47 @@
+"""Serve an application on loopback, beside whatever else the process does."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from shared.errors import ConfigError
+from shared.extras import require
+
+LOOPBACK: Final = "127.0.0.1"
+
+
+@contextmanager
+def served(app: Any, port: int, *, extra: str, **options: Any) -> Iterator[int]:
+    """Serve ``app`` on a thread of its own; gives the port, a free one for 0.
+
+    Args:
+        app: An ASGI application.
+        port: On loopback.
+        extra: Which extra of ours brings the server.
+        options: Of ``uvicorn.Config``.
+
+    Raises:
+        ConfigError: the port is taken.
+        DependencyMissing: the server is not installed.
+    """
+    uvicorn = require("uvicorn", extra=extra)
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((LOOPBACK, port))
+        listener.listen()  # from here on a caller waits, and is not refused, until it is served
+    except OSError as err:
+        listener.close()
+        raise ConfigError([f"--port: {port} is taken: {err.strerror}"], source="options") from err
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, **options))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield int(listener.getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join(timeout=5)
