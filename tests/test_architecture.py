@@ -35,13 +35,10 @@ _GRAPHS = {
     "coordinator/registry/passes.py",
     "coordinator/registry/quantisation.py",
 }
-_LANGUAGE_MODELS = {"coordinator/inference/engine_worker.py", "coordinator/registry/tiny.py"}
-
 HOMES = {
     "amqtt": {"coordinator/broker/amqtt_main.py"},
     "onnx": _GRAPHS,
     "onnxruntime": {
-        "coordinator/registry/passes.py",
         "coordinator/registry/quantisation.py",
         "shared/models/graph_session.py",
     },
@@ -54,12 +51,13 @@ HOMES = {
         "edge_agent/api/server.py",
     },
     "tenseal": {"shared/crypto/public_key.py"},
-    "tokenizers": {
-        "coordinator/registry/passes.py",
-        "shared/models/graph_session.py",
+    "tokenizers": {"shared/models/graph_session.py"},
+    "torch": {
+        "coordinator/registry/tiny.py",
+        "edge_agent/training/dp_sgd.py",
+        "shared/models/pytorch.py",
     },
-    "torch": {"edge_agent/training/dp_sgd.py", "shared/models/pytorch.py", *_LANGUAGE_MODELS},
-    "transformers": {"shared/models/pytorch.py", *_LANGUAGE_MODELS},
+    "transformers": {"coordinator/registry/tiny.py", "shared/models/pytorch.py"},
     "uvicorn": {"shared/loopback.py"},
     "wandb": {"sim/wandb_child.py"},
 }

@@ -1,4 +1,4 @@
-"""The process in which the coordinator's language model lives. Only here is torch met.
+"""The process in which the coordinator's language model lives.
 
 W1  an adapter is in place during its own request and no other: afterwards the base
     model answers bit for bit as before
