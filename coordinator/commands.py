@@ -28,6 +28,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 DEFAULT_HOME = Path("~/.llmos/coordinator")
 DEFAULT_URL = "http://127.0.0.1:8443"
+WORTH_SAYING = 0.001
+"""A share of saturated values above this is shown: it costs accuracy, and a wider range cures it."""
 
 
 @up.command()
@@ -180,6 +182,10 @@ def show_run(
         accuracy = f"{r['accuracy']['']:.3f}" if r["accuracy"] else "-"
         loss = f"{r['loss']:.3f}" if r["loss"] is not None else "-"
         notes = [r["reason"], *(f"{device}: {why}" for device, why in r["declined"].items())]
+        if (r["saturated"] or 0) > WORTH_SAYING:
+            notes.append(
+                f"{r['saturated']:.1%} of the values were out of range: raise protection.value_range"
+            )
         note = "; ".join(text for text in notes if text)
         cells = (r["round"], r["state"], r["invited"], r["reported"], accuracy, loss, note)
         table.add_row(*(escape(str(cell)) for cell in cells))

@@ -21,6 +21,7 @@ import numpy as np
 import structlog
 
 from coordinator.federation.cohort import cohort_stream, draw_cohort
+from coordinator.federation.robust import robust_middle
 from coordinator.federation.rounds import (
     AdapterApplied,
     Closed,
@@ -28,34 +29,34 @@ from coordinator.federation.rounds import (
     Invited,
     KeyAnnounced,
     Planned,
+    Proposed,
+    Quorum,
     Round,
     RoundFailed,
+    SetFixed,
     State,
     SumOpened,
     Transition,
-    UpdateStored,
 )
-from coordinator.federation.secure_sum import SecureSum
 from coordinator.federation.server_update import (
-    Evaluation,
     ServerState,
     federated_evaluation,
     gate,
     server_step,
+    share_saturated,
     weighted_mean,
 )
 from coordinator.fleet.fleet import Fleet
 from coordinator.probe import MakeModel, Probe, prepare_probe
 from coordinator.store.store import ENDINGS, RunRow, Store, by_round
 from coordinator.submission import read_probe
+from coordinator.updates import Updates
 from shared.actors import Workbench
 from shared.config import read_json
-from shared.crypto.sum_cipher import Adder, Scheme, SumContext, cipher_for, key_id_of, opener_for
+from shared.crypto.sum_cipher import Adder, Scheme
 from shared.errors import (
-    ChildDied,
     CohortTooSmall,
     ConfigError,
-    DuplicateUpdate,
     GateRefused,
     LlmOsError,
     NonFiniteUpdate,
@@ -68,13 +69,14 @@ from shared.errors import (
 from shared.job import RunPlan
 from shared.models.adapter import Adapter
 from shared.models.task import Accuracy
-from shared.types import DeviceId, Digest, IntVector, RoundNumber
-from shared.wire import codec, topics
-from shared.wire.chunks import Downloads, is_digest
-from shared.wire.envelope import Envelope, claimed_sender, open_sealed
+from shared.types import DeviceId, Digest, FloatVector, IntMatrix, RoundNumber
+from shared.wire import topics
+from shared.wire.chunks import Downloads
+from shared.wire.envelope import Envelope, claimed_sender
 from shared.wire.messages import (
     Contribution,
     Declined,
+    FixRequest,
     Invitation,
     KeyAnnouncement,
     KeyRequest,
@@ -83,6 +85,7 @@ from shared.wire.messages import (
     Receipt,
     Refusal,
     RunOver,
+    SumSet,
 )
 
 REPEAT_S: Final = 3.0
@@ -160,10 +163,9 @@ class Conductor:
         self._preparing: Future[_Prepared] | None = None
         self._judging: _Judging | None = None
         self._round: Round | None = None
-        self._sum: SecureSum | None = None
+        self._updates: Updates | None = None
         self._asked = _Asked()
         self._accepted: set[DeviceId] = set()
-        self._fetching: set[DeviceId] = set()
         self._progress_at = bench.now()
         self._waiting_since = bench.now()
         self._settled = RoundNumber(0)
@@ -199,8 +201,7 @@ class Conductor:
             and round_.state is State.OPEN
             and device in round_.outstanding
         ):
-            self._commit(DeviceDeclined(device, message.code, message.reason[:500]))
-            self._progress_at = self._bench.now()
+            self._commit(DeviceDeclined(device, message.code[:64], message.reason[:500]))
 
     def progressed(self) -> None:
         """Bytes moved or a device of the cohort said it is training: the lease is renewed."""
@@ -213,34 +214,17 @@ class Conductor:
 
     def offered(self, device: DeviceId, envelope: Envelope, message: Contribution) -> None:
         """A device has an encrypted update for us."""
+        updates = self._updates
+        if updates is not None and self._is_current(envelope):
+            updates.offered(device, envelope, message)
+            return
         digest = Digest(message.digest)
-        try:
-            if message.device != device:
-                raise ProtocolError("the contribution names another device than its sender")
-            if not self._wanted(device, envelope, digest):
-                self._answer(device, envelope, Receipt(digest))
-                return
-            self._check_offer(device, message)
-        except (RoundClosed, DuplicateUpdate, ProtocolError) as err:
-            log.info("update.refused", device=device, code=err.code)
-            self._answer(device, envelope, Refusal(digest, err.code, str(err)))
-            return
-        if device in self._fetching:
-            return
-        self._fetching.add(device)
-        try:
-            self._downloads.fetch(
-                digest,
-                message.size,
-                self._store.update_file(self.plan.run_id, envelope.round, device, digest),
-                peer=device,
-                now=self._bench.now(),
-                finished=lambda path: self._arrived(device, envelope, digest, path),
-                failed=lambda err: self._fetching.discard(device),
-            )
-        except LlmOsError:
-            self._fetching.discard(device)  # or its next offer would be taken for this one
-            raise
+        answer: Receipt | Refusal = Receipt(digest)
+        if self._store.counted(self.plan.run_id, envelope.round, device) != digest:
+            reason = f"round {envelope.round} of {self.plan.run} is over"
+            answer = Refusal(digest, RoundClosed.code, reason)
+        self._fleet.save_replay_guard()
+        self._fleet.send(device, answer, run=envelope.run, round_=envelope.round)
 
     def key_announced(self, envelope: Envelope, message: KeyAnnouncement) -> None:
         """The key holder made a key pair for a round."""
@@ -252,15 +236,31 @@ class Conductor:
             return
         self._bring(envelope, message, KeyAnnounced(envelope.raw))
 
+    def set_fixed(self, envelope: Envelope, message: SumSet) -> None:
+        """The key holder fixed whose updates may be summed."""
+        round_, updates = self._round, self._updates
+        if round_ is None or not self._is_current(envelope) or round_.state is not State.FIXING:
+            return
+        assert updates is not None
+        try:
+            fixed = updates.set_of(envelope, message)
+        except ProtocolError as err:
+            self._fail(err)
+            return
+        self._commit(fixed)
+        updates.turn_away()
+        self.advance()
+
     def opened(self, envelope: Envelope, message: Opened) -> None:
-        """The key holder opened this round's sum."""
+        """The key holder opened this round's sums."""
         round_ = self._round
         if round_ is None or not self._is_current(envelope) or round_.state is not State.CLOSING:
             return
         if message.devices != len(round_.closed):
             self._fail(ProtocolError("the key holder opened a sum over another number of devices"))
             return
-        if message.size != np.dtype("<i8").itemsize * self.plan.layout.count:
+        values = self.plan.layout.count * len(round_.summed_groups())
+        if message.size != np.dtype("<i8").itemsize * values:
             self._fail(ProtocolError("the key holder opened a sum of another length"))
             return
         self._bring(envelope, message, SumOpened(Digest(message.digest), message.devices))
@@ -291,29 +291,27 @@ class Conductor:
     def opening_refused(self, envelope: Envelope, code: str, reason: str) -> None:
         """The key holder will not make a key for, or open, this round."""
         if self._round is not None and self._is_current(envelope) and not self._round.is_over:
-            self._commit(RoundFailed(code, reason[:500]))
+            self._commit(RoundFailed(code[:64], reason[:500]))
             self.advance()
 
     def blob_for(self, peer: str, digest: str) -> Path | None:
         """The file that answers a peer's request, if this peer may have it.
 
         Devices may have the round's adapter and public key; the key holder the
-        manifest and the contributions of a closed round. Nobody else's update.
+        manifest while the set is fixed, and the updates of a closed round. Nobody
+        may have another device's update.
         """
-        round_ = self._round
-        if round_ is None:
+        round_, updates = self._round, self._updates
+        if round_ is None or updates is None:
             return None
         if peer == topics.KEY_HOLDER:
-            if round_.state is not State.CLOSING:
-                return None
-            for device in round_.closed:
-                if round_.updates[device].digest == digest:
-                    return self._file_of(round_.updates[device])
-            manifest = self._store.blob(Digest(digest))
-            return manifest if digest == self._manifest(round_) else None
+            if round_.state is State.FIXING:
+                manifest = updates.manifest()
+                return self._store.blob(manifest) if digest == manifest else None
+            return updates.file(digest) if round_.state is State.CLOSING else None
         allowed = {str(round_.adapter)}
-        if round_.announcement:
-            allowed.add(self._announcement(round_).digest)
+        if (announcement := updates.announcement) is not None:
+            allowed.add(announcement.digest)
         path = self._store.blob(Digest(digest))
         return path if digest in allowed and path.exists() else None
 
@@ -348,17 +346,22 @@ class Conductor:
         assert round_ is not None
         match round_.state:
             case State.PLANNED:
-                return self._ask_for_key(now)
+                more = self._ask_for_key(now)
             case State.INVITING:
-                return self._invite(round_, now)
+                more = self._invite(round_, now)
             case State.OPEN:
-                return self._collect(round_, now)
+                more = self._collect(round_, now)
+            case State.FIXING:
+                more = self._have_fixed(now)
+            case State.GATHERING:
+                more = self._gather(round_, now)
             case State.CLOSING:
-                return self._have_opened(round_, now)
+                more = self._have_opened(round_, now)
             case State.OPENED:
-                return self._apply(round_)
+                more = self._apply(round_)
             case State.APPLIED | State.FAILED:
-                return self._next_round(round_)
+                more = self._next_round(round_)
+        return more
 
     def _ask_for_key(self, now: float) -> bool:
         if self.plan.scheme is Scheme.CLEAR:
@@ -371,7 +374,8 @@ class Conductor:
         return False
 
     def _key_request(self) -> KeyRequest:
-        return KeyRequest.of(self.plan.scheme, self.plan.layout)
+        groups = self.plan.job.protection.groups
+        return KeyRequest.of(self.plan.scheme, self.plan.layout, groups)
 
     def _key_holder_is_silent(self, now: float) -> bool:
         """Whether the key holder has been waited for long enough; the round has then failed."""
@@ -384,28 +388,29 @@ class Conductor:
     def _invite(self, round_: Round, now: float) -> bool:
         cohort, protection = self.plan.job.cohort, self.plan.job.protection
         present = self._fleet.present()
-        wanted = cohort.devices or protection.min_devices
+        fewest = round_.quorum.devices
+        wanted = cohort.devices or fewest
         waited = now - self._waiting_since
         if len(present) < wanted or (not cohort.devices and waited < SETTLE_S):
             if self._asked.due("call", now):
                 self._fleet.call()
             if waited >= cohort.round_timeout_s:
-                self._fail(CohortTooSmall(present=len(present), required=protection.min_devices))
+                self._fail(CohortTooSmall(present=len(present), required=fewest))
                 return True
-            if len(present) < protection.min_devices or waited < cohort.patience_s:
+            if len(present) < fewest or waited < cohort.patience_s:
                 return False
         drawn = draw_cohort(
             present,
             cohort.devices,
-            most=protection.max_devices,
+            most=protection.most,
             dropout=1 - self._reported / self._invited if self._invited else 0.0,
             rng=cohort_stream(self.plan.seed, self.plan.run_id, round_.number),
         )
         self._commit(Invited(drawn, now))
-        self._progress_at = now
         return True
 
     def _collect(self, round_: Round, now: float) -> bool:
+        """Invite until everybody owed has committed to an update, declined, or been given up."""
         cohort = self.plan.job.cohort
         for device in round_.outstanding:
             _, state = self._fleet.heard(device)
@@ -413,12 +418,48 @@ class Conductor:
                 continue
             if self._asked.due(f"invite/{device}", now):
                 self._send(device, self._invitation(round_))
-        expired = (
-            now - self._progress_at > cohort.lease_s
-            or now - round_.invited_at > cohort.round_timeout_s
-        )
-        enough = cohort.devices and len(round_.updates) >= cohort.devices
-        if round_.outstanding and not expired and not enough:
+        enough = cohort.devices and len(round_.commitments) >= cohort.devices
+        if round_.outstanding and not enough and not self._is_late(round_.invited_at, now):
+            return False
+        try:
+            proposed = round_.propose()
+        except CohortTooSmall as err:
+            self._fail(err)
+            return True
+        self._commit(proposed)
+        return True
+
+    def _is_late(self, since: float, now: float) -> bool:
+        """Whether devices have been waited for long enough."""
+        cohort = self.plan.job.cohort
+        return now - self._progress_at > cohort.lease_s or now - since > cohort.round_timeout_s
+
+    def _have_fixed(self, now: float) -> bool:
+        """Have the key holder fix the set; in clear there is nobody to ask."""
+        updates = self._updates
+        assert updates is not None
+        if self.plan.scheme is Scheme.CLEAR:
+            self._commit(updates.set_in_clear())
+            return True
+        if self._key_holder_is_silent(now):
+            return True
+        if self._asked.due("fix", now):
+            manifest = updates.manifest()
+            size = self._store.blob(manifest).stat().st_size
+            self._to_holder(FixRequest(manifest, size))
+        return False
+
+    def _gather(self, round_: Round, now: float) -> bool:
+        """Ask for the updates of the fixed set until all are here or have been given up."""
+        updates = self._updates
+        assert updates is not None
+        assert round_.fixed is not None
+        for device in round_.outstanding:
+            if self._asked.due(f"hand over/{device}", now):
+                updates.ask(device)
+            if round_.state is not State.GATHERING:
+                return True  # what was left was on disk already, and the round has moved on
+        if round_.outstanding and not self._is_late(round_.fixed.at, now):
             return False
         try:
             closed = round_.close()
@@ -429,21 +470,16 @@ class Conductor:
         return True
 
     def _have_opened(self, round_: Round, now: float) -> bool:
+        updates = self._updates
+        assert updates is not None
         if self.plan.scheme is Scheme.CLEAR:
-            total, _ = self._secure_sum(round_).total()
-            values = opener_for(Scheme.CLEAR, self.plan.layout).open(
-                total, secret_key=b"", context=self._context(round_), devices=len(round_.closed)
-            )
-            digest = self._store.keep(np.asarray(values, "<i8").tobytes())
+            digest = self._store.keep(updates.opened_in_clear())
             self._commit(SumOpened(digest, len(round_.closed)))
             return True
         if self._key_holder_is_silent(now):
             return True
         if self._asked.due("open", now):
-            manifest = self._manifest(round_)
-            _, total_digest = self._secure_sum(round_).total()
-            size = self._store.blob(manifest).stat().st_size
-            self._to_holder(OpenRequest(manifest, size, total_digest))
+            self._to_holder(updates.open_request())
         return False
 
     def _apply(self, round_: Round) -> bool:
@@ -453,6 +489,9 @@ class Conductor:
                 new, moments = self._moved(round_)
             except (GateRefused, NonFiniteUpdate) as err:
                 self._reject(round_, str(err))
+                return True
+            except CohortTooSmall as err:
+                self._fail(err)
                 return True
             self._judge(round_, new, moments)
         judging = self._judging
@@ -474,24 +513,43 @@ class Conductor:
             )
             return True
         digest = self._store.keep(judging.adapter.to_bytes())
-        self._commit(self._result(digest, after, judging.moments, self._evaluated(round_)))
+        self._commit(self._result(round_, digest, after, judging.moments))
         return True
 
     def _moved(self, round_: Round) -> tuple[Adapter, ServerState]:
-        """The next adapter out of the opened sum, not yet judged.
+        """The next adapter out of the opened sums, not yet judged.
 
         Raises:
-            GateRefused, NonFiniteUpdate: the sum cannot come from honest training.
+            GateRefused, NonFiniteUpdate: the sums cannot come from honest training.
+            CohortTooSmall: too few of the groups' sums can.
         """
-        mean = weighted_mean(self._opened_total(round_), self.plan)
+        mean = self._agreed(self._opened_totals(round_))
         change, moments = server_step(self.plan.job.server, self._moments, mean)
         gate(change, self.plan)
         return self._read_adapter(round_.adapter).moved(change * self.plan.step_ratios), moments
 
-    def _opened_total(self, round_: Round) -> IntVector:
+    def _agreed(self, totals: IntMatrix) -> FloatVector:
+        """One update out of the groups' sums: their mean, or the robust middle of their means.
+
+        Raises:
+            GateRefused, NonFiniteUpdate, CohortTooSmall: as :meth:`_moved`.
+        """
+        server = self.plan.job.server
+        if not server.is_robust:
+            return weighted_mean(totals.sum(axis=0), self.plan)
+        means = []
+        for total in totals:
+            with contextlib.suppress(GateRefused):  # no weight: no honest group sums to that
+                means.append(weighted_mean(total, self.plan))
+        if not means:
+            raise GateRefused("no group's sum has any weight")
+        return robust_middle(server, np.stack(means))
+
+    def _opened_totals(self, round_: Round) -> IntMatrix:
+        """The groups' sums, int64, shape (groups, values)."""
         assert round_.opened is not None
         data = self._store.blob(round_.opened.digest).read_bytes()
-        return np.frombuffer(data, "<i8").astype(np.int64)
+        return np.frombuffer(data, "<i8").astype(np.int64).reshape(-1, self.plan.layout.count)
 
     def _judge(self, round_: Round, adapter: Adapter, moments: ServerState) -> None:
         probe = self._probe
@@ -508,24 +566,22 @@ class Conductor:
     def _reject(self, round_: Round, reason: str) -> None:
         assert self._judged is not None
         log.warning("adapter.rejected", run=self.plan.run, round=round_.number, reason=reason)
-        kept = self._result(
-            round_.adapter, self._judged, self._moments, self._evaluated(round_), rejected=reason
+        self._commit(
+            self._result(round_, round_.adapter, self._judged, self._moments, rejected=reason)
         )
-        self._commit(kept)
-
-    def _evaluated(self, round_: Round) -> Evaluation | None:
-        """What the devices' own examples say about the adapter that the round began with."""
-        return federated_evaluation(self._opened_total(round_), self.plan)
 
     def _result(
         self,
+        round_: Round,
         adapter: Digest,
         judged: Accuracy,
         moments: ServerState,
-        evaluated: Evaluation | None,
         *,
         rejected: str = "",
     ) -> AdapterApplied:
+        # What rides beside the updates is of all groups together: no rule is to outvote a device.
+        total = self._opened_totals(round_).sum(axis=0)
+        evaluated = federated_evaluation(total, self.plan)
         return AdapterApplied(
             adapter=adapter,
             accepted=not rejected,
@@ -534,6 +590,7 @@ class Conductor:
             loss=judged.loss,
             moments=self._store.keep(moments.to_bytes()),
             evaluated=dataclasses.asdict(evaluated) if evaluated is not None else {},
+            saturated=share_saturated(total, len(round_.closed), self.plan),
         )
 
     def _next_round(self, round_: Round) -> bool:
@@ -563,11 +620,12 @@ class Conductor:
             self._round = Round.replay(
                 self.plan.run_id,
                 number,
-                self.plan.job.protection.min_devices,
+                Quorum.of(self.plan),
                 [row.transition for row in rows],
             )
         if self._round is not None:
             self._check_key_holder(self._round)
+            self._updates = self._updates_of(self._round)
             log.info(
                 "run.resumed", run=self.plan.run, round=self._round.number, state=self._round.state
             )
@@ -645,13 +703,24 @@ class Conductor:
         assert self._adapter is not None
         planned = Planned(self._adapter)
         self._store.commit(self.plan.run_id, number, planned, now=self._bench.now())
-        self._round = Round.replay(
-            self.plan.run_id, number, self.plan.job.protection.min_devices, [planned]
-        )
+        self._round = Round.replay(self.plan.run_id, number, Quorum.of(self.plan), [planned])
+        self._updates = self._updates_of(self._round)
         self._asked = _Asked()
         self._accepted.clear()
-        self._fetching.clear()
         self._waiting_since = self._progress_at = self._bench.now()
+
+    def _updates_of(self, round_: Round) -> Updates:
+        return Updates(
+            round_,
+            self.plan,
+            store=self._store,
+            fleet=self._fleet,
+            downloads=self._downloads,
+            bench=self._bench,
+            adder=self._adder,
+            commit=self._commit,
+            moved=self.advance,
+        )
 
     def _settle(self, round_: Round) -> None:
         """Take over what a finished round leaves behind, once however often this is tried."""
@@ -669,7 +738,10 @@ class Conductor:
             )
         else:
             self._failed_in_a_row += 1
-        self._drop_sum()
+        if self._updates is not None:
+            self._updates.discard()
+        if round_.opened is not None and self.plan.compares_devices:
+            self._store.forget(round_.opened.digest)  # single updates, in clear
         self._store.forget_updates(self.plan.run_id, round_.number)
 
     def _end(self, kind: str, **facts: str) -> None:
@@ -691,116 +763,13 @@ class Conductor:
         round_.check(transition)
         self._store.commit(self.plan.run_id, round_.number, transition, now=self._bench.now())
         round_.apply(transition)
-        if isinstance(transition, Closed | SumOpened | AdapterApplied | RoundFailed):
+        self._progress_at = self._bench.now()
+        if isinstance(
+            transition, Proposed | SetFixed | Closed | SumOpened | AdapterApplied | RoundFailed
+        ):
             log.info("round.moved", run=self.plan.run, round=round_.number, state=round_.state)
 
-    # Updates
-
-    def _wanted(self, device: DeviceId, envelope: Envelope, digest: Digest) -> bool:
-        round_ = self._round
-        if round_ is None or envelope.round != round_.number:
-            if self._store.counted(self.plan.run_id, envelope.round, device) == digest:
-                return False
-            raise RoundClosed(f"round {envelope.round} of {self.plan.run} is over")
-        return round_.check_update(device, digest)
-
-    def _check_offer(self, device: DeviceId, message: Contribution) -> None:
-        round_ = self._round
-        assert round_ is not None
-        if not is_digest(message.digest):
-            raise ProtocolError("an update is named by its SHA-256")
-        self._check_original(device, Digest(message.digest))
-        expected = cipher_for(self.plan.scheme, self.plan.layout).frame_bytes()
-        if message.size != expected:
-            raise ProtocolError(f"an update of {message.size} bytes, this run's have {expected}")
-        if (message.scheme, message.key_id) != (self.plan.scheme, self._context(round_).key_id):
-            raise WrongKey("the update is encrypted under another key or scheme")
-
-    def _check_original(self, device: DeviceId, digest: Digest) -> None:
-        """Refuse another device's ciphertext: the key holder would refuse the whole set for it."""
-        assert self._round is not None
-        if self.plan.scheme is not Scheme.CLEAR and any(
-            stored.digest == digest and stored.device != device
-            for stored in self._round.updates.values()
-        ):
-            raise DuplicateUpdate(f"{device} sends the update of another device")
-
-    def _arrived(self, device: DeviceId, envelope: Envelope, digest: Digest, path: Path) -> None:
-        """An update is complete and on disk: fold it, write it down, send the receipt."""
-        self._fetching.discard(device)
-        round_ = self._round
-        assert round_ is not None
-        try:
-            if not self._wanted(device, envelope, digest):
-                self._answer(device, envelope, Receipt(digest))
-                return
-            self._check_original(device, digest)
-        except LlmOsError as err:
-            self._turn_down(device, envelope, digest, path, err)
-            return
-        secure_sum = self._secure_sum(round_)  # of earlier updates: no fault of this one
-        try:
-            secure_sum.fold(path)
-        except StorageError:
-            raise  # not the update's fault: it is offered again
-        except LlmOsError as err:
-            self._turn_down(device, envelope, digest, path, err)
-            return
-        try:
-            self._commit(UpdateStored(device, digest, envelope.raw))
-        except StorageError:
-            # The total holds an update that no row names: forget it, the files rebuild it.
-            self._drop_sum()
-            raise
-        self._progress_at = self._bench.now()
-        self._answer(device, envelope, Receipt(digest))
-        self.advance()
-
-    def _turn_down(
-        self, device: DeviceId, envelope: Envelope, digest: Digest, path: Path, err: LlmOsError
-    ) -> None:
-        """Refuse an update that is here already, and leave no trace of it."""
-        path.unlink(missing_ok=True)
-        log.warning("update.refused", device=device, code=err.code)
-        self._answer(device, envelope, Refusal(digest, err.code, str(err)))
-
-    def _secure_sum(self, round_: Round) -> SecureSum:
-        if self._sum is None:
-            rebuilt = SecureSum(
-                self._adder, self.plan.layout, self.plan.scheme, self._context(round_)
-            )
-            for stored in round_.updates.values():
-                rebuilt.fold(self._file_of(stored))
-            self._sum = rebuilt  # only now: half a sum must never be taken for one
-        return self._sum
-
-    def _drop_sum(self) -> None:
-        """Forget the running total; the stored updates rebuild it."""
-        dropped, self._sum = self._sum, None
-        if dropped is not None:
-            with contextlib.suppress(ChildDied):  # then there is nothing left to discard
-                dropped.discard()
-
-    def _file_of(self, stored: UpdateStored) -> Path:
-        assert self._round is not None
-        return self._store.update_file(
-            self.plan.run_id, self._round.number, DeviceId(stored.device), stored.digest
-        )
-
-    def _manifest(self, round_: Round) -> Digest:
-        records = [round_.updates[device].record for device in round_.closed]
-        return self._store.keep(codec.encode(records))
-
-    def _context(self, round_: Round) -> SumContext:
-        key_id = self._announcement(round_).key_id if round_.announcement else key_id_of(b"")
-        return SumContext(self.plan.run_id, round_.number, key_id)
-
-    def _announcement(self, round_: Round) -> KeyAnnouncement:
-        holder = self._fleet.key_holder
-        assert holder is not None
-        message = open_sealed(round_.announcement, expected=holder).message
-        assert isinstance(message, KeyAnnouncement)
-        return message
+    # Small things
 
     def _invitation(self, round_: Round) -> Invitation:
         size = self._store.blob(round_.adapter).stat().st_size
@@ -820,11 +789,7 @@ class Conductor:
         number = self._round.number if self._round is not None else RoundNumber(0)
         self._fleet.send(device, message, run=self.plan.run_id, round_=number)
 
-    def _answer(self, device: DeviceId, envelope: Envelope, message: Receipt | Refusal) -> None:
-        self._fleet.save_replay_guard()
-        self._fleet.send(device, message, run=envelope.run, round_=envelope.round)
-
-    def _to_holder(self, message: KeyRequest | OpenRequest) -> None:
+    def _to_holder(self, message: KeyRequest | FixRequest | OpenRequest) -> None:
         assert self._round is not None
         self._fleet.send(
             DeviceId(topics.KEY_HOLDER),

@@ -36,6 +36,7 @@ from shared.wire.messages import (
     Question,
     Receipt,
     Refusal,
+    SumSet,
 )
 
 TICK_S: Final = 0.25
@@ -167,6 +168,9 @@ class Coordinator:
             case KeyAnnouncement() as message:
                 if conductor is not None:
                     conductor.key_announced(envelope, message)
+            case SumSet() as message:
+                if conductor is not None:
+                    conductor.set_fixed(envelope, message)
             case Opened() as message:
                 if conductor is not None:
                     conductor.opened(envelope, message)
@@ -180,7 +184,7 @@ class Coordinator:
         self, device: DeviceId, envelope: Envelope, conductor: Conductor | None
     ) -> None:
         match envelope.message:
-            case Presence(state=state):
+            case Presence(state=("idle" | "training") as state):
                 self.fleet.set_state(device, state)
                 if conductor is not None and state == "training":
                     conductor.is_at_work(device)

@@ -11,11 +11,14 @@ from typing import Any, Final
 from coordinator.federation.rounds import (
     AdapterApplied,
     Closed,
+    Committed,
     DeviceDeclined,
     Invited,
     KeyAnnounced,
     Planned,
+    Proposed,
     RoundFailed,
+    SetFixed,
     State,
     SumOpened,
     UpdateStored,
@@ -29,6 +32,8 @@ _STATE_AFTER = {
     Planned: State.PLANNED,
     KeyAnnounced: State.INVITING,
     Invited: State.OPEN,
+    Proposed: State.FIXING,
+    SetFixed: State.GATHERING,
     Closed: State.CLOSING,
     SumOpened: State.OPENED,
     AdapterApplied: State.APPLIED,
@@ -43,11 +48,13 @@ class RoundView:
     round: int
     state: str = State.PLANNED
     invited: int = 0
+    committed: int = 0
     reported: int = 0
     declined: dict[str, str] = field(default_factory=dict)
     accuracy: dict[str, float] = field(default_factory=dict)
     loss: float | None = None
     evaluated: dict[str, float] = field(default_factory=dict)
+    saturated: float | None = None
     accepted: bool | None = None
     reason: str = ""
     began_at: float = 0.0
@@ -103,7 +110,7 @@ def run_events(store: Store, row: RunRow) -> list[dict[str, Any]]:
     """Everything that was written down about a run, oldest first; later calls only add at the end.
 
     Each with ``at`` (seconds since the epoch), ``round`` (0: the run as a whole), ``event``,
-    and for some a ``device``, ``reason`` or ``accuracy``.
+    and for some a ``device``, ``reason``, ``accuracy`` or share ``saturated``.
     """
     # Not by ``at``: a clock may be set back, and the last round and the run end at one moment.
     milestones = [
@@ -123,7 +130,17 @@ def run_events(store: Store, row: RunRow) -> list[dict[str, Any]]:
     return events + [event for event in milestones if event["event"] != "started"]
 
 
-_TOLD: Final = ("device", "cohort", "devices", "code", "reason", "accepted", "accuracy", "loss")
+_TOLD: Final = (
+    "device",
+    "cohort",
+    "devices",
+    "code",
+    "reason",
+    "accepted",
+    "accuracy",
+    "loss",
+    "saturated",
+)
 
 
 def _told(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,13 +156,15 @@ def _view_round(number: int, rows: list[TransitionRow]) -> RoundView:
         match transition:
             case Invited(cohort=cohort):
                 view.invited = len(cohort)
+            case Committed():
+                view.committed += 1
             case UpdateStored():
                 view.reported += 1
             case DeviceDeclined(device=device, reason=reason):
                 view.declined[device] = reason
             case AdapterApplied() as result:
                 view.accuracy, view.loss = result.accuracy, result.loss
-                view.evaluated = result.evaluated
+                view.evaluated, view.saturated = result.evaluated, result.saturated
                 view.accepted, view.reason = result.accepted, result.reason
             case RoundFailed(reason=reason):
                 view.reason = reason

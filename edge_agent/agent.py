@@ -24,8 +24,10 @@ from edge_agent.training.trainer import Trainer
 from shared.actors import Workbench
 from shared.config import read_json
 from shared.crypto.sum_cipher import Scheme, key_id_of
+from shared.crypto.sum_groups import commitment_to, drawn_groups, parted
 from shared.errors import (
     BudgetExceeded,
+    CohortTooSmall,
     ConfigError,
     CoordinatorUnavailable,
     LlmOsError,
@@ -49,6 +51,7 @@ from shared.wire.messages import (
     Call,
     Contribution,
     Declined,
+    HandOver,
     Invitation,
     KeyAnnouncement,
     KeyRequest,
@@ -60,6 +63,7 @@ from shared.wire.messages import (
     Release,
     Reply,
     RunOver,
+    SumSet,
 )
 
 PRESENCE_S: Final = 5.0
@@ -67,6 +71,10 @@ ANSWERING_S: Final = 60.0
 """How often the coordinator hears what this device answers with."""
 
 REPEAT_S: Final = 3.0
+REPEAT_AT_MOST_S: Final = 60.0
+"""An update is announced again after 3 s, then half as often each time: while others still
+train there is no answer to it."""
+
 MAX_TRIES: Final = 3
 """A round in which training fails this often is declined: it would block everybody else."""
 
@@ -102,12 +110,21 @@ class _Task:
     plan: RunPlan
     round: RoundNumber
     key_id: str
+    draw: str
     bytes_before: int
     started_at: float
     adapter: Path | None = None
     public_key: Path | None = None
     training: bool = False
     fetched: list[Digest] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Announcing:
+    """When an update without an answer is announced again."""
+
+    due_at: float = float("-inf")
+    pause_s: float = REPEAT_S
 
 
 class Agent:
@@ -149,7 +166,8 @@ class Agent:
         self._task: _Task | None = None
         self._present_at = float("-inf")
         self._worked_at = float("inf")
-        self._announced: dict[str, float] = {}
+        self._announcing: dict[str, _Announcing] = {}
+        self._handed_over: set[str] = set()
         self._rounds: dict[tuple[RunId, RoundNumber], tuple[int, float]] = {}
         self._failures: Counter[tuple[RunId, RoundNumber]] = Counter()
 
@@ -179,7 +197,8 @@ class Agent:
             self._trainer.close()
         waiting = self._outbox.waiting()
         for update in waiting:
-            if now - self._announced.get(update.digest, float("-inf")) >= REPEAT_S:
+            announcing = self._announcing.get(update.digest)
+            if announcing is None or now >= announcing.due_at:
                 self._announce(update)
         return 0.5 if waiting or self._downloads.under_way else PRESENCE_S
 
@@ -202,6 +221,8 @@ class Agent:
                 self._replied(reply)
             case Invitation() as invitation:
                 self._invited(envelope, invitation)
+            case HandOver(fixed=fixed):
+                self._hand_over(envelope, fixed)
             case Receipt(digest=digest):
                 self._settled(digest, "receipt")
             case Refusal(digest=digest, code=code, reason=reason):
@@ -259,8 +280,9 @@ class Agent:
             return
         self._forget_task()
         key_id = announcement.key_id if announcement is not None else key_id_of(b"")
+        draw = announcement.draw if announcement is not None else ""
         now = self._bench.now()
-        self._task = task = _Task(plan, round_, key_id, self._transport.bytes_out, now)
+        self._task = task = _Task(plan, round_, key_id, draw, self._transport.bytes_out, now)
         try:
             self._fetch(task, "adapter", Digest(invitation.adapter), invitation.adapter_bytes)
             if announcement is not None:
@@ -297,7 +319,9 @@ class Agent:
         if (
             not isinstance(announcement, KeyAnnouncement)
             or (signed.run, signed.round) != (envelope.run, envelope.round)
-            or not announcement.answers(KeyRequest.of(plan.scheme, plan.layout))
+            or not announcement.answers(
+                KeyRequest.of(plan.scheme, plan.layout, plan.job.protection.groups)
+            )
         ):
             raise WrongKey("the key holder's announcement is for another round or layout")
         if announcement.min_devices < self._trust.min_devices:
@@ -362,7 +386,12 @@ class Agent:
         self._worked_at = self._bench.now()
         try:
             waiting = self._outbox.put(
-                run, round_, result.result(), scheme=task.plan.scheme, key_id=task.key_id
+                run,
+                round_,
+                result.result(),
+                scheme=task.plan.scheme,
+                key_id=task.key_id,
+                draw=task.draw,
             )
         except LlmOsError as err:
             log.error("participation.failed", run=run, round=round_, code=err.code, error=str(err))
@@ -382,7 +411,10 @@ class Agent:
     # An update on its way
 
     def _announce(self, waiting: Waiting) -> None:
-        self._announced[waiting.digest] = self._bench.now()
+        """Commit to an update by its digest; nothing of it leaves with that (O3)."""
+        announcing = self._announcing.setdefault(waiting.digest, _Announcing())
+        announcing.due_at = self._bench.now() + announcing.pause_s
+        announcing.pause_s = min(2 * announcing.pause_s, REPEAT_AT_MOST_S)
         message = Contribution(
             device=self._owner.device,
             digest=waiting.digest,
@@ -392,13 +424,58 @@ class Agent:
         )
         self._send(message, waiting.run, waiting.round)
 
+    def _hand_over(self, envelope: Envelope, fixed: bytes) -> None:
+        """Let the round's update leave when it is asked for, if the set allows it (O3)."""
+        waiting = self._outbox.find(envelope.run, envelope.round)
+        if waiting is None:
+            return
+        try:
+            self._check_set(waiting, fixed)
+        except (ProtocolError, CohortTooSmall, OwnerRefuses) as err:
+            log.warning("update.withheld", run=waiting.run, code=err.code, error=str(err))
+            return
+        self._handed_over.add(waiting.digest)
+
+    def _check_set(self, waiting: Waiting, fixed: bytes) -> None:
+        """Whether the pinned key holder will open this update in a large enough sum only.
+
+        Raises:
+            ProtocolError: the set is not the key holder's, not this round's, or
+                its groups were not drawn as announced.
+            CohortTooSmall: the device's group is smaller than its owner asks for.
+            OwnerRefuses: the owner does not allow updates in clear.
+        """
+        if waiting.scheme == Scheme.CLEAR:
+            if not self._trust.clear_runs:
+                raise OwnerRefuses("this device's owner does not allow updates in clear")
+            return
+        if self._trust.key_holder is None:
+            raise WrongKey("this device was joined without a key holder")
+        signed = open_sealed(fixed, expected=self._trust.key_holder)
+        sum_set = signed.message
+        if (
+            not isinstance(sum_set, SumSet)
+            or (signed.run, signed.round) != (waiting.run, waiting.round)
+            or sum_set.key_id != waiting.key_id
+        ):
+            raise WrongKey("the key holder fixed this set for another round or key")
+        digests = parted(sum_set.digests)
+        drawn_as_announced = commitment_to(sum_set.seed) == waiting.draw
+        if not drawn_as_announced or not 1 <= sum_set.groups <= len(digests):
+            raise ProtocolError("the groups were not drawn from what the key holder committed to")
+        groups = drawn_groups(sum_set.seed, digests, sum_set.groups)
+        size = next((len(group) for group in groups if waiting.digest in group), 0)
+        if size == 0:
+            raise ProtocolError("the fixed set does not hold this update")
+        if size < self._trust.min_devices:
+            raise CohortTooSmall(present=size, required=self._trust.min_devices)
+
     def _serve(self, request: BlobRequest) -> None:
         path = self._outbox.frame(request.digest)
-        if path is None:
+        if path is None or request.digest not in self._handed_over:
             return
         for chunk in serve_blob(request, path):
             self._send(chunk, NO_RUN, NO_ROUND)
-        self._announced[request.digest] = self._bench.now()
 
     def _settled(self, digest: str, outcome: str) -> None:
         for waiting in self._outbox.waiting():
@@ -409,7 +486,8 @@ class Agent:
                 # with another adapter would be answered under the same noise.
                 ReleaseSeeds(self._home.seeds).erase(waiting.run, waiting.round)
                 self._outbox.drop(waiting)
-                self._announced.pop(digest, None)
+                self._announcing.pop(digest, None)
+                self._handed_over.discard(digest)
 
     def _write_journal(self, waiting: Waiting, outcome: str) -> None:
         before, started_at = self._rounds.pop(

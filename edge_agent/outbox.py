@@ -3,6 +3,8 @@
 O1  an update is on disk before it is announced, and deleted only on a receipt
     for its digest, or on a refusal that no repetition can cure
 O2  what is sent again is the same bytes: the update in the outbox is the release
+O3  its digest is told before any byte of it leaves, and no byte leaves before the
+    key holder has fixed the set of digests (the agent asks for that)
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ from shared.types import Digest, RoundNumber, RunId
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """An update without a receipt."""
+    """An update without a receipt.
+
+    Attributes:
+        draw: What the key holder showed of the groups' seed; empty in clear.
+    """
 
     run: RunId
     round: RoundNumber
@@ -26,6 +32,7 @@ class Waiting:
     size: int
     scheme: str
     key_id: str
+    draw: str
 
 
 class Outbox:
@@ -35,14 +42,21 @@ class Outbox:
         self._folder = folder
 
     def put(
-        self, run: RunId, round_: RoundNumber, frame: bytes, *, scheme: str, key_id: str
+        self,
+        run: RunId,
+        round_: RoundNumber,
+        frame: bytes,
+        *,
+        scheme: str,
+        key_id: str,
+        draw: str,
     ) -> Waiting:
         """Keep an update (O1). On disk when this returns.
 
         Raises:
             StorageError: the disk refused; nothing is left of the attempt.
         """
-        waiting = Waiting(run, round_, digest_of(frame), len(frame), scheme, key_id)
+        waiting = Waiting(run, round_, digest_of(frame), len(frame), scheme, key_id, draw)
         path = self._frame(waiting)
         write_durably(path, frame, mode=0o600)
         try:

@@ -235,7 +235,7 @@ def packed(
     *,
     scored: tuple[float, int] = (0.0, 0),
 ) -> IntVector:
-    """The integers that are encrypted: the weighted update, the weight, the evaluation.
+    """The integers that are encrypted: weighted update, weight, share saturated, evaluation.
 
     Gate, clip, quantise: after the noise, so all three are post-processing.
 
@@ -260,10 +260,11 @@ def packed(
     size = plan.parameters
     clipped = clip_by_norm(weight * update, plan.update_norm).update
     uniforms = stream.uniforms("rounding", plan.layout.count)
-    values = plan.update_quantiser.quantise(clipped, uniforms[:size]).values
-    share = plan.weight_quantiser.quantise(np.array([weight]), uniforms[size : size + 1]).values
+    quantised = plan.update_quantiser.quantise(clipped, uniforms[:size])
+    shares = np.array([weight, quantised.saturated / size])
+    share, saturated = plan.share_quantiser.quantise(shares, uniforms[size : size + 2]).values
     # A weight that rounds to nothing would leave the update in the sum and its weight out.
-    parts = [values, np.maximum(share, 1)]
+    parts = [quantised.values, np.array([max(share, 1), saturated])]
     if plan.evaluates:
         # Of more examples than the cap the mean counts as the cap's: one record weighs less.
         sums = np.array(scored, np.float64) * min(
@@ -272,7 +273,7 @@ def packed(
         if plan.noise_multiplier:
             spread = plan.job.evaluation.noise * SENSITIVITY_OF_EVALUATION
             sums += spread * stream.gaussians("evaluation", 2)
-        parts.append(plan.evaluation_quantiser.quantise(sums, uniforms[size + 1 :]).values)
+        parts.append(plan.evaluation_quantiser.quantise(sums, uniforms[size + 2 :]).values)
     return np.concatenate(parts).astype(np.int64)
 
 

@@ -52,8 +52,11 @@ def read(kind: type[TableT], table: Mapping[str, Any], *, source: str) -> TableT
     try:
         built = kind.model_validate(table)
     except ValidationError as err:
-        problems = [_sentence(kind, detail) for detail in err.errors()]
-        with_defaults = copy.deepcopy(dict(table))
+        try:
+            problems = [_sentence(kind, detail) for detail in err.errors()]
+            with_defaults = copy.deepcopy(dict(table))
+        except RecursionError:  # JSON may nest far deeper than any table does
+            raise ConfigError(["nested too deeply"], source=source) from None
         for detail in err.errors():
             _forget(with_defaults, detail["loc"])
         # When a required value is missing there is nothing to hold the rules against.

@@ -16,7 +16,8 @@ from typing import Final, Literal
 import numpy as np
 
 from shared.config import Field, Table
-from shared.crypto.sum_cipher import Scheme, SumLayout
+from shared.crypto.sum_cipher import MAX_DEVICES, Scheme, SumLayout
+from shared.errors import ConfigError
 from shared.models.adapter import AdapterShape
 from shared.models.task import find_task, task_names
 from shared.privacy.accountant import Fact, NonPrivate, SampledGaussian, noise_multiplier_for
@@ -33,11 +34,20 @@ multiplier 10, charged once per run: it costs a hundredth of a run at ε = 8.
 _WEIGHT: Final = 1
 """Values that ride behind the parameters in the packed vector: the weight."""
 
+_SATURATED: Final = 1
+"""And the share of the update's values that were saturated."""
+
 _EVALUATION: Final = 2
 """With a federated evaluation two more: the sum of the scores and their number."""
 
 SENSITIVITY_OF_EVALUATION: Final = math.sqrt(2)
 """One record changes the sum of scores by at most 1 and their number by 1."""
+
+TOTALS_BYTES: Final = 512 * 1024 * 1024
+"""Room for the running totals of one round, half of what a sum worker may use."""
+
+BYTES_PER_VALUE_ADDED: Final = 16
+"""A value of a running total takes so many bytes at most, whatever its width and scheme."""
 
 REFUSED_METHODS: Final = {
     "adalora": "it shares singular values between examples, and Opacus has no rule for them",
@@ -150,14 +160,30 @@ class ProtectionTable(Table):
         scheme: ``public-key``: BFV ciphertexts, opened as a sum by a key
             holder; ``clear``: integers in clear, for trusted silos.
         bits: Bits of one quantised value.
+        value_range: Values of the weighted update beyond ± this are saturated; 0
+            derives it from the other settings, see :func:`plan_run`.
         min_devices: Fewest devices whose sum may be opened.
         max_devices: Most devices in one sum; sizes the fields.
+        groups: Disjoint random groups whose sums are opened apart, for a rule
+            that compares them; each holds ``min_devices`` at least.
     """
 
     scheme: Literal["public-key", "clear"] = "public-key"
     bits: Literal[8, 12, 16] = 12
+    value_range: float = Field(0.0, ge=0, le=1e15)
     min_devices: int = Field(16, ge=2)
-    max_devices: int = Field(256, ge=2, le=256)
+    max_devices: int = Field(MAX_DEVICES, ge=2, le=MAX_DEVICES)
+    groups: int = Field(1, ge=1, le=128)
+
+    @property
+    def fewest(self) -> int:
+        """Devices without which no round can end well."""
+        return self.groups * self.min_devices
+
+    @property
+    def most(self) -> int:
+        """Devices that a round has room for."""
+        return self.groups * self.max_devices
 
     def contradictions(self) -> Iterator[str]:
         """``min_devices`` must be reachable."""
@@ -165,14 +191,49 @@ class ProtectionTable(Table):
             yield f"min_devices: {self.min_devices} is more than max_devices ({self.max_devices})"
 
 
-class ServerTable(Table):
-    """How the coordinator turns a mean update into a new adapter."""
+ROBUST_RULES: Final = ("median", "trimmed-mean", "multikrum")
+"""Rules that compare several updates, or sums of groups, and outvote the odd ones."""
 
-    rule: Literal["fedavg", "fedadam"] = "fedavg"
+
+class ServerTable(Table):
+    """How the coordinator turns the devices' updates into a new adapter.
+
+    Attributes:
+        rule: ``fedavg`` and ``fedadam`` take the mean of all devices. The others
+            take a robust middle: in clear of single updates, encrypted of the
+            means of ``protection.groups``.
+        malicious: How many of those may be hostile, f. Trimmed mean drops so
+            many values at either end; multi-Krum measures against all but so many.
+    """
+
+    rule: Literal["fedavg", "fedadam", "median", "trimmed-mean", "multikrum"] = "fedavg"
+    malicious: int = Field(1, ge=1, le=1000)
     learning_rate: float = Field(1.0, ge=1e-9, le=1e6)
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
     tau: float = Field(1e-3, gt=0)
+
+    @property
+    def is_robust(self) -> bool:
+        """Whether the rule compares updates with each other."""
+        return self.rule in ROBUST_RULES
+
+    @property
+    def fewest_updates(self) -> int:
+        """Updates, or groups' means, without which the rule decides nothing.
+
+        A majority of honest values for the middle of a line; for multi-Krum
+        n ≥ 2 f + 3 (Blanchard et al., NeurIPS 2017, section 4).
+        """
+        match self.rule:
+            case "median":
+                return 3
+            case "trimmed-mean":
+                return 2 * self.malicious + 1
+            case "multikrum":
+                return 2 * self.malicious + 3
+            case _:
+                return 1
 
 
 class EvaluationTable(Table):
@@ -238,22 +299,52 @@ class Job(Table):
             yield f"task: must be one of {', '.join(task_names())}, not {self.task!r}"
         elif self.model.trainable == "head" and not find_task(self.task).has_head:
             yield f"model.trainable: {self.task} has no head to train; use 'lora'"
-        wanted = self.cohort.devices
-        if wanted and wanted < self.protection.min_devices:
+        yield from self._contradictions_of_groups()
+        wanted, protection = self.cohort.devices, self.protection
+        if wanted and wanted < protection.fewest:
             yield (
-                f"cohort.devices: {wanted} is fewer than protection.min_devices "
-                f"({self.protection.min_devices}), so no sum could ever be opened"
+                f"cohort.devices: {wanted} is fewer than protection.min_devices"
+                f"{_times(protection.groups)} ({protection.fewest}), so no sum could ever be opened"
             )
-        if wanted > self.protection.max_devices:
+        if wanted > protection.most:
             yield (
-                f"cohort.devices: {wanted} is more than protection.max_devices "
-                f"({self.protection.max_devices})"
+                f"cohort.devices: {wanted} is more than protection.max_devices"
+                f"{_times(protection.groups)} ({protection.most})"
             )
         if self.privacy.noise == "local" and self.privacy.epsilon < 0.5:
             yield (
                 f"privacy.epsilon: {self.privacy.epsilon} is below 0.5, which the noise on the "
                 "example count alone would nearly use up"
             )
+
+    def _contradictions_of_groups(self) -> Iterator[str]:
+        """A robust rule needs enough to compare, and groups need a rule that compares them."""
+        server, protection = self.server, self.protection
+        if not server.is_robust:
+            if protection.groups > 1:
+                yield (
+                    f"protection.groups: {protection.groups} sums would be opened where "
+                    f"server.rule = {server.rule!r} needs one, and smaller groups protect less"
+                )
+            return
+        needed = server.fewest_updates
+        if protection.scheme == "public-key" and protection.groups < max(needed, 3):
+            yield (
+                f"server.rule: {server.rule!r} compares updates, and an encrypted sum shows none; "
+                f"set protection.groups to at least {max(needed, 3)} to compare sums of groups, "
+                "or protection.scheme to 'clear'"
+            )
+        if protection.scheme == "clear" and protection.groups > 1:
+            yield "protection.groups: in clear the rule sees single updates; leave it at 1"
+        if protection.scheme == "clear" and protection.min_devices < needed:
+            yield (
+                f"server.rule: {server.rule!r} with malicious = {server.malicious} needs "
+                f"{needed} updates; raise protection.min_devices ({protection.min_devices})"
+            )
+
+
+def _times(groups: int) -> str:
+    return f" times {groups} groups" if groups > 1 else ""
 
 
 class RunPlan(Table):
@@ -328,11 +419,16 @@ class RunPlan(Table):
         return self.job.evaluation.share > 0
 
     @property
+    def compares_devices(self) -> bool:
+        """Whether the server's rule sees single updates, which only a run in clear shows."""
+        return self.job.server.is_robust and self.scheme is Scheme.CLEAR
+
+    @property
     def layout(self) -> SumLayout:
-        """The packed vector: the weighted update, the weight, and the evaluation if there is one."""
+        """The packed vector: weighted update, weight, share saturated, evaluation if there is one."""
         protection = self.job.protection
         return SumLayout(
-            count=self.parameters + _WEIGHT + (_EVALUATION if self.evaluates else 0),
+            count=self.parameters + _WEIGHT + _SATURATED + (_EVALUATION if self.evaluates else 0),
             bits=protection.bits,
             max_devices=protection.max_devices,
         )
@@ -343,8 +439,8 @@ class RunPlan(Table):
         return Quantiser(bits=self.job.protection.bits, value_range=self.value_range)
 
     @property
-    def weight_quantiser(self) -> Quantiser:
-        """Turns a weight in [0, 1] into an integer and back."""
+    def share_quantiser(self) -> Quantiser:
+        """Turns the weight, or the share saturated, both in [0, 1], into an integer and back."""
         return Quantiser(bits=self.job.protection.bits, value_range=1.0)
 
     @property
@@ -431,13 +527,29 @@ def plan_run(
         spread = multiplier * math.sqrt(steps) / (training.sample_rate * training.examples_cap)
         value_range = reach * (6 * spread + steps / 8)
         update_norm = 2 * reach * (spread * math.sqrt(shape.parameters) + steps)
-    return RunPlan(
+    plan = RunPlan(
         run=run,
         job=job,
         shape=shape,
         seed=seed,
         simulation=simulation,
         noise_multiplier=multiplier,
-        value_range=value_range,
+        value_range=job.protection.value_range or value_range,
         update_norm=update_norm,
     )
+    _check_totals(plan)
+    return plan
+
+
+def _check_totals(plan: RunPlan) -> None:
+    """Refuse more running totals than a worker has memory for. Raises ConfigError."""
+    protection = plan.job.protection
+    totals = protection.max_devices if plan.compares_devices else protection.groups
+    room = TOTALS_BYTES // (BYTES_PER_VALUE_ADDED * plan.layout.count)
+    if totals > max(1, room):
+        name = "max_devices" if plan.compares_devices else "groups"
+        problem = (
+            f"protection.{name}: {totals} sums of {plan.layout.count:,} values are kept side by "
+            f"side, and there is room for {room}"
+        )
+        raise ConfigError([problem], source="job")

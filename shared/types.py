@@ -24,6 +24,7 @@ PublicKey = NewType("PublicKey", bytes)
 """A raw Ed25519 public key, 32 bytes."""
 
 IntVector = NDArray[np.int64]
+IntMatrix = NDArray[np.int64]
 FloatVector = NDArray[np.float64]
 FloatMatrix = NDArray[np.float32]
 Tensors = Mapping[str, NDArray[Any]]

@@ -239,6 +239,7 @@ def _history(store: Store, run: RunId) -> list[dict[str, Any]]:
                     entry["accuracy"] = _named(result.accuracy)
                     entry["loss"] = round(result.loss, 4)
                     entry["accepted"] = result.accepted
+                    entry["saturated"] = round(result.saturated, 6)
                     if result.reason:
                         entry["reason"] = result.reason
                 case RoundFailed() as failure:

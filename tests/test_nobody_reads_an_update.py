@@ -158,7 +158,7 @@ import sys
 from shared.crypto import public_key
 from shared.crypto.sum_cipher import SumLayout
 secret = open(sys.argv[1], "rb").read()
-opener = public_key.PublicKeyOpener(SumLayout(count=16, bits=12, max_devices=256))
+opener = public_key.PublicKeyOpener(SumLayout(count=16, bits=12, max_devices=240))
 seal = public_key._seal(opener._cipher.parameters)
 key = seal._secret_key(secret, secret[40:48].hex())
 print("loaded", flush=True)

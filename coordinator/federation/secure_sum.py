@@ -1,27 +1,27 @@
 """Add encrypted updates without being able to read any of them.
 
-One running total per round, folded in a worker process as updates arrive. The
-updates' files are the truth: if the worker dies, or the coordinator restarts,
-the total is folded again from them, in any order, with the same result.
+One running total per group of a round, folded in a worker process as updates
+arrive. The updates' files are the truth: if the worker dies, or the coordinator
+restarts, the totals are folded again from them, in any order, with the same result.
 
-    S1  the adding side holds no key that decrypts, and the total cannot be opened here
+    S1  the adding side holds no key that decrypts, and no total can be opened here
         (except under the clear scheme, which protects nothing and says so)
-    S2  a refused update leaves the total as it was
-    S3  memory is one total, however many devices report
+    S2  a refused update leaves the totals as they were
+    S3  memory is one total per group, however many devices report
 """
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 from shared.crypto.sum_cipher import Adder, Scheme, SumContext, SumLayout
 from shared.errors import ChildDied
-from shared.files import digest_of
-from shared.types import Digest
 
 
 class SecureSum:
-    """The running encrypted total of one round."""
+    """The running encrypted totals of one round, by group."""
 
     def __init__(
         self, adder: Adder, layout: SumLayout, scheme: Scheme, context: SumContext
@@ -30,53 +30,55 @@ class SecureSum:
         self._layout = layout
         self._scheme = scheme
         self._context = context
-        self._folded: dict[Path, None] = {}
-        self._begun = False
+        self._folded: dict[int, list[Path]] = {}
+        self._begun: set[int] = set()
 
-    @property
-    def devices(self) -> int:
-        """How many updates are in the total."""
-        return len(self._folded)
-
-    def fold(self, frame: Path) -> None:
-        """Add one device's stored update.
+    def fold(self, frame: Path, group: int = 0) -> None:
+        """Add one device's stored update to its group's total.
 
         Raises:
             ProtocolError: the frame is not one of this round (S2).
-            ChildDied: the worker died on it twice; the total is unchanged, and
+            ChildDied: the worker died on it twice; the totals are unchanged, and
                 the frame must not be counted.
         """
         try:
-            self._rebuilt()
-            self._adder.add(self._context, frame)
+            self._add(frame, group)
         except ChildDied:
-            # The worker took the total with it: start again from the files, once.
-            self._begun = False
-            self._rebuilt()
-            self._adder.add(self._context, frame)
-        self._folded[frame] = None
+            # The worker took its totals with it: start again from the files, once.
+            self._begun.clear()
+            self._add(frame, group)
+        self._folded.setdefault(group, []).append(frame)
 
-    def total(self) -> tuple[bytes, Digest]:
-        """The encrypted total and its digest, folded again if the worker was lost."""
+    def total(self, group: int = 0) -> bytes:
+        """A group's encrypted total, folded again if the worker was lost."""
         try:
-            self._rebuilt()
-            data = self._adder.dump(self._context)
+            return self._dump(group)
         except ChildDied:
-            self._begun = False
-            self._rebuilt()
-            data = self._adder.dump(self._context)
-        return data, digest_of(data)
+            self._begun.clear()
+            return self._dump(group)
 
     def discard(self) -> None:
         """Free the worker's memory."""
-        if self._begun:
-            self._adder.discard(self._context)
-            self._begun = False
+        begun, self._begun = self._begun, set()
+        with contextlib.suppress(ChildDied):  # then there is nothing left to discard
+            for group in begun:
+                self._adder.discard(self._of(group))
 
-    def _rebuilt(self) -> None:
-        if self._begun:
+    def _of(self, group: int) -> SumContext:
+        return replace(self._context, group=group)
+
+    def _add(self, frame: Path, group: int) -> None:
+        self._rebuilt(group)
+        self._adder.add(self._of(group), frame)
+
+    def _dump(self, group: int) -> bytes:
+        self._rebuilt(group)
+        return self._adder.dump(self._of(group))
+
+    def _rebuilt(self, group: int) -> None:
+        if group in self._begun:
             return
-        self._adder.begin(self._layout, self._scheme, self._context)
-        for frame in self._folded:
-            self._adder.add(self._context, frame)
-        self._begun = True
+        self._adder.begin(self._layout, self._scheme, self._of(group))
+        for frame in self._folded.get(group, ()):
+            self._adder.add(self._of(group), frame)
+        self._begun.add(group)

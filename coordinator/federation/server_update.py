@@ -62,7 +62,7 @@ def weighted_mean(total: IntVector, plan: RunPlan) -> FloatVector:
     if total.shape != (plan.layout.count,):
         raise ShapeMismatch(f"a sum of {total.shape}, the run has {plan.layout.count} values")
     size = plan.parameters
-    weight = float(plan.weight_quantiser.dequantise(total[size : size + 1])[0])
+    weight = float(plan.share_quantiser.dequantise(total[size : size + 1])[0])
     if weight <= 0:
         raise GateRefused("the weights of all devices together are zero")
     return np.asarray(plan.update_quantiser.dequantise(total[:size]) / weight, dtype=np.float64)
@@ -97,23 +97,34 @@ def federated_evaluation(total: IntVector, plan: RunPlan) -> Evaluation | None:
     return Evaluation(float(min(max(score / count, 0.0), 1.0)), float(count))
 
 
+def share_saturated(total: IntVector, devices: int, plan: RunPlan) -> float:
+    """Share of the devices' values that lay outside the run's range, mean over ``devices``.
+
+    Saturation costs accuracy and no privacy. Each device's share rides in its
+    update, rounded without bias; it follows from what noise was added to before.
+    """
+    position = plan.parameters + 1
+    share = float(plan.share_quantiser.dequantise(total[position : position + 1])[0]) / devices
+    return min(max(share, 0.0), 1.0)
+
+
 def server_step(
     rule: ServerTable, state: ServerState, mean: FloatVector
 ) -> tuple[FloatVector, ServerState]:
     """The change to the adapter that a rule makes of the devices' mean update.
 
-    FedAvg: η Δ. FedAdam: m ← β₁ m + (1 - β₁) Δ, v ← β₂ v + (1 - β₂) Δ²,
-    and η m / (√v + τ), without bias correction as in the paper.
+    FedAvg and the robust rules: η Δ. FedAdam: m ← β₁ m + (1 - β₁) Δ,
+    v ← β₂ v + (1 - β₂) Δ², and η m / (√v + τ), without bias correction as in the paper.
 
     Args:
         rule: Which rule, with its hyperparameters.
         state: Moments after the previous round.
-        mean: Mean update Δ, float64, shape (parameters,).
+        mean: Mean update Δ or the robust middle, float64, shape (parameters,).
 
     Returns:
         The change, same shape, and the state for the next round.
     """
-    if rule.rule == "fedavg":
+    if rule.rule != "fedadam":
         return rule.learning_rate * mean, state
     momentum = state.momentum if state.momentum.size else np.zeros_like(mean)
     # Algorithm 2 starts v at τ²: the first step is then bounded by η as well.
@@ -140,6 +151,6 @@ def gate(change: FloatVector, plan: RunPlan) -> None:
     server = plan.job.server
     # A mean Σ wΔ / Σ w can exceed the bound on one wΔ by 1 / w; the smallest weight
     # that a device can have is one quantisation step.
-    bound = plan.update_norm * plan.weight_quantiser.magnitude * server.learning_rate
+    bound = plan.update_norm * plan.share_quantiser.magnitude * server.learning_rate
     if server.rule == "fedavg" and norm > bound:
         raise GateRefused(f"the change has norm {norm:.3g}, the run's bound is {bound:.3g}")

@@ -29,7 +29,7 @@ from shared.files import digest_of, disk_errors, write_durably
 from shared.types import DeviceId, Digest, PublicKey, RoundNumber, RunId
 from shared.wire import codec
 
-_SCHEMA: Final = 2
+_SCHEMA: Final = 3
 
 _metadata = sa.MetaData()
 
@@ -90,6 +90,9 @@ _KINDS: Final[dict[str, type]] = {
         rounds.KeyAnnounced,
         rounds.Invited,
         rounds.DeviceDeclined,
+        rounds.Committed,
+        rounds.Proposed,
+        rounds.SetFixed,
         rounds.UpdateStored,
         rounds.Closed,
         rounds.SumOpened,
@@ -192,6 +195,10 @@ class Store:
         if not path.exists():
             write_durably(path, data)
         return digest
+
+    def forget(self, digest: Digest) -> None:
+        """Delete a blob that nothing needs any more."""
+        self.blob(digest).unlink(missing_ok=True)
 
     def update_file(
         self, run: RunId, number: RoundNumber, device: DeviceId, digest: Digest

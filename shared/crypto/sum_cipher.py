@@ -48,12 +48,21 @@ from shared.types import IntVector, RoundNumber, RunId
 HEADROOM_BITS: Final = 8
 """Every value is added in a field this much wider than itself."""
 
-MAX_DEVICES: Final = 2**HEADROOM_BITS
-"""Most contributions in one total.
+CAPACITY: Final = 2**HEADROOM_BITS
+"""Most contributions that the fields hold.
 
 K values of magnitude 2^(b-1) - 1 sum to at most 2^8 (2^(b-1) - 1) < 2^(b+7) for
-K ≤ 2^8: a signed field of b + 8 bits holds the sum, for every width b. The limit
-is the same in clear, so that a run can change its scheme and nothing else.
+K ≤ 2^8: a signed field of b + 8 bits holds the sum, for every width b.
+"""
+
+MAX_DEVICES: Final = 240
+"""Most contributions in one total: a sixteenth of every field stays out of honest reach.
+
+The range check (C5) lives on that part. A crafted contribution makes the slots of
+a ciphertext random, and 4096 slots of two fields all fall within the reach of K
+devices with chance (K / 256)^8192: 2^-762 for 240, but 0.8 for 256, whose sums
+of 16-bit values may have nearly any value. The limit is the same in clear, so that
+a run can change its scheme and nothing else.
 """
 
 
@@ -108,11 +117,20 @@ def key_id_of(public_key: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SumContext:
-    """What every frame and every total is bound to."""
+    """What every frame and every total is bound to.
+
+    Attributes:
+        run: The run.
+        round: Its round.
+        key_id: Name of the round's public key.
+        group: Tells the totals of one round's disjoint groups apart where they are
+            kept. Frames are made before groups are drawn, and know nothing of it.
+    """
 
     run: RunId
     round: RoundNumber
     key_id: str
+    group: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.round < 2**64:

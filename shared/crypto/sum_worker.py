@@ -42,6 +42,7 @@ class SumWorker:
             run=context.run,
             round=context.round,
             key_id=context.key_id,
+            group=context.group,
         )
 
     def add(self, context: SumContext, path: Path) -> int:
@@ -77,7 +78,7 @@ class SumWorker:
 
 def _total_id(context: SumContext) -> str:
     run = hashlib.sha256(context.run.encode()).hexdigest()
-    return f"{run}/{context.round}/{context.key_id}"
+    return f"{run}/{context.round}/{context.key_id}/{context.group}"
 
 
 _totals: Final[dict[str, tuple[SumCipher, Total]]] = {}
@@ -93,9 +94,10 @@ def _begin(
     run: str,
     round: int,
     key_id: str,
+    group: int,
 ) -> None:
     cipher = cipher_for(Scheme(scheme), SumLayout(count=count, bits=bits, max_devices=max_devices))
-    context = SumContext(run=RunId(run), round=RoundNumber(round), key_id=key_id)
+    context = SumContext(RunId(run), RoundNumber(round), key_id, group)
     _totals[total_id] = (cipher, cipher.begin(context))
 
 

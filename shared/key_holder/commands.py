@@ -118,5 +118,8 @@ def log(
     for record in records:
         typer.echo(
             f"{record['at']}  {record['run']} round {record['round']}: "
-            f"{len(record['devices'])} devices ({', '.join(record['devices'])})"
+            + "; ".join(
+                f"{len(group['devices'])} devices ({', '.join(group['devices'])})"
+                for group in record["groups"]
+            )
         )

@@ -80,6 +80,19 @@ class Invitation(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class HandOver(Message):
+    """The round's set is fixed: the update may leave the outbox when it is asked for.
+
+    Attributes:
+        fixed: The key holder's signed envelope with the :class:`SumSet`; empty
+            with the clear scheme.
+    """
+
+    kind: ClassVar[str] = "hand-over"
+    fixed: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt(Message):
     """The update with this digest is on the coordinator's disk: it may be deleted."""
 
@@ -195,9 +208,10 @@ class Declined(Message):
 
 @dataclass(frozen=True, slots=True)
 class Contribution(Message):
-    """An encrypted update is ready in the outbox.
+    """An encrypted update is ready in the outbox, and the device is bound to it.
 
-    The signed envelope around this message is the contribution *record*: the
+    The digest leaves before any byte of the update does: a device that has seen
+    the others' updates can no longer choose its own. The signed envelope around this message is the contribution *record*: the
     key holder checks its signature against the devices that its own operator
     approved, and adds only ciphertexts with this digest.
     """
@@ -222,57 +236,102 @@ class KeyRequest(Message):
     count: int
     bits: int
     max_devices: int
+    groups: int
 
     @classmethod
-    def of(cls, scheme: Scheme, layout: SumLayout) -> KeyRequest:
-        """Ask for a key under which vectors of this layout are summed."""
-        return cls(scheme, layout.count, layout.bits, layout.max_devices)
+    def of(cls, scheme: Scheme, layout: SumLayout, groups: int) -> KeyRequest:
+        """Ask for a key under which vectors of this layout are summed in ``groups`` groups."""
+        return cls(scheme, layout.count, layout.bits, layout.max_devices, groups)
 
 
 @dataclass(frozen=True, slots=True)
 class KeyAnnouncement(Message):
-    """The public key of the envelope's round, and the fewest devices it opens for."""
+    """The public key of the envelope's round, and the fewest devices it opens for.
+
+    Attributes:
+        min_devices: Fewest devices in any sum that is opened.
+        draw: What the holder will draw the groups from, committed to before
+            anybody has said to take part; see :mod:`shared.crypto.sum_groups`.
+    """
 
     kind: ClassVar[str] = "key-announcement"
     scheme: str
     count: int
     bits: int
     max_devices: int
+    groups: int
     min_devices: int
+    draw: str
     key_id: str
     digest: str
     size: int
 
     def answers(self, request: KeyRequest) -> bool:
         """Whether the key is for the scheme and layout that were asked for."""
-        return (self.scheme, self.count, self.bits, self.max_devices) == (
+        return (self.scheme, self.count, self.bits, self.max_devices, self.groups) == (
             request.scheme,
             request.count,
             request.bits,
             request.max_devices,
+            request.groups,
         )
 
 
 @dataclass(frozen=True, slots=True)
-class OpenRequest(Message):
-    """Open the sum of these contributions.
+class FixRequest(Message):
+    """Fix the set of contributions that may be summed in the envelope's round.
 
     Attributes:
         manifest: Digest of a blob: a CBOR array of contribution envelopes.
         manifest_bytes: Its size.
-        total: Digest of the encrypted total as the coordinator added it. The
-            holder adds by itself and refuses when its own total differs.
+    """
+
+    kind: ClassVar[str] = "fix-request"
+    manifest: str
+    manifest_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SumSet(Message):
+    """The one set of the envelope's round; the envelope's signature is what counts.
+
+    Attributes:
+        key_id: The round's key.
+        digests: SHA-256 of every ciphertext that may be summed, 32 bytes each,
+            behind each other.
+        groups: Into how many groups they fall.
+        seed: What the groups are drawn from; the announcement committed to it.
+    """
+
+    kind: ClassVar[str] = "sum-set"
+    key_id: str
+    digests: bytes
+    groups: int
+    seed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRequest(Message):
+    """Open the sums of these contributions, one for each group that has any.
+
+    Attributes:
+        digests: Of the fixed set, the ciphertexts that have arrived; 32 bytes each.
+        totals: SHA-256 of the encrypted totals as the coordinator added them,
+            32 bytes for each group, ascending. The holder adds by itself and
+            refuses when its own differ.
     """
 
     kind: ClassVar[str] = "open-request"
-    manifest: str
-    manifest_bytes: int
-    total: str
+    digests: bytes
+    totals: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Opened(Message):
-    """The sum, as a blob of little-endian int64, and how many devices are in it."""
+    """The groups' sums behind each other, as a blob of little-endian int64.
+
+    ``devices`` is how many are in all of them together.
+    """
 
     kind: ClassVar[str] = "opened"
     digest: str
@@ -296,6 +355,7 @@ KINDS: Final[dict[str, type[Message]]] = {
         BlobChunk,
         Call,
         Invitation,
+        HandOver,
         Receipt,
         Refusal,
         RunOver,
@@ -309,6 +369,8 @@ KINDS: Final[dict[str, type[Message]]] = {
         Contribution,
         KeyRequest,
         KeyAnnouncement,
+        FixRequest,
+        SumSet,
         OpenRequest,
         Opened,
         OpeningRefused,

@@ -7,8 +7,10 @@ scripts; what a test lets one of them do wrong, any device that joined could do.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,10 +22,13 @@ from coordinator import conductor
 from coordinator.federation.rounds import (
     AdapterApplied,
     Closed,
+    Committed,
     DeviceDeclined,
     Invited,
+    KeyAnnounced,
     Planned,
     RoundFailed,
+    SetFixed,
     SumOpened,
     Transition,
     UpdateStored,
@@ -31,13 +36,16 @@ from coordinator.federation.rounds import (
 from coordinator.store.store import Store
 from coordinator.views import view_run
 from shared.crypto.sum_cipher import SumContext, key_id_of, opener_for
+from shared.crypto.sum_groups import commitment_to, drawn_groups, joined
 from shared.crypto.sum_worker import SumWorker
 from shared.errors import ChildDied, ConfigError, StorageError
 from shared.files import digest_of
 from shared.job import RunPlan
-from shared.types import DeviceId, Digest, FloatMatrix, RoundNumber, RunId
+from shared.key_holder.approvals import Approvals
+from shared.models.adapter import Adapter
+from shared.types import DeviceId, Digest, FloatMatrix, FloatVector, RoundNumber, RunId
 from shared.wire import topics
-from shared.wire.envelope import Post
+from shared.wire.envelope import Post, open_sealed
 from shared.wire.messages import (
     BlobRequest,
     Contribution,
@@ -47,6 +55,7 @@ from shared.wire.messages import (
     Opened,
     OpeningRefused,
     Receipt,
+    SumSet,
 )
 from sim.virtual_time import drive
 from tests.support.coordination import RUN, Crash, FixedFeatures, Offer, ScriptedDevice, World
@@ -315,11 +324,11 @@ def test_a_copied_ciphertext_is_refused_and_costs_nobody_the_round(
 def test_a_copy_that_arrives_at_the_same_time_is_counted_once(
     world: World, adders: tuple[SumWorker, SumWorker]
 ) -> None:
-    """Both are still on their way when they are offered, so only one can be first."""
+    """Nothing of the update has arrived when both bind themselves to it; only one can be first."""
     world.submit(protection=PUBLIC_KEY, training={"rounds": 1})
     victim, _, last, thief = world.add_devices("abcd")
     world.add_key_holder(adders[1])
-    victim.withholds = thief.withholds = last.withholds = True
+    victim.withholds = last.withholds = True
 
     def invited(what: object) -> bool:
         if isinstance(what, Invited):
@@ -328,15 +337,13 @@ def test_a_copy_that_arrives_at_the_same_time_is_counted_once(
 
     world.crash_at = invited
     world.start()
-    world.run(lambda: bool(victim.asked))
+    world.run(lambda: bool(victim.offers))
     copied = dataclasses.replace(victim.offers[RUN, ROUND])
     copied.contribution = dataclasses.replace(copied.contribution, device="device-d")
     thief.offers[RUN, ROUND] = copied
     thief.announce(copied)
-    world.run(lambda: bool(thief.asked))
-    victim.withholds = thief.withholds = False
     world.run(lambda: bool(thief.refusals or victim.refusals))
-    last.withholds = False
+    victim.withholds = last.withholds = False
     world.run()
     assert len(world.counted(1)) == len(set(world.counted(1).values())) == 3
     assert "finished" in world.store.milestones(RUN)
@@ -414,6 +421,17 @@ def test_a_round_closes_at_once_when_everyone_left_has_declined(world: World) ->
     assert_learnt_from(world, plan, ABC)
 
 
+def test_a_device_that_declines_at_length_is_written_down_in_short(world: World) -> None:
+    plan = world.submit(training={"rounds": 1})
+    *_, talker = world.add_devices("abcd")
+    talker.declines = ("c" * 100_000, "r" * 100_000)
+    world.start()
+    world.run()
+    (declined,) = of_kind(world, DeviceDeclined)
+    assert (declined.code, declined.reason) == ("c" * 64, "r" * 500)
+    assert_learnt_from(world, plan, ABC)
+
+
 def test_declining_after_reporting_or_twice_changes_nothing(world: World) -> None:
     plan = world.submit(training={"rounds": 1})
     first, *_, last, unwilling = world.add_devices("abcd")
@@ -466,7 +484,7 @@ def test_the_lease_closes_a_round_with_just_enough_devices(world: World) -> None
     assert_learnt_from(world, plan, ABC)
 
 
-def test_one_device_short_of_the_minimum_nothing_is_fixed_or_opened(world: World) -> None:
+def test_one_update_short_of_the_minimum_nothing_is_summed_or_opened(world: World) -> None:
     world.submit(training={"rounds": 1})
     *_, silent = world.add_devices("abc")
     silent.withholds = True
@@ -583,6 +601,215 @@ def test_a_run_of_which_every_round_failed_has_not_finished(world: World, rounds
     assert "failed" in world.store.milestones(RUN)
 
 
+# Groups and robust rules
+
+
+GROUPS: dict[str, dict[str, Any]] = {
+    "protection": {"scheme": "public-key", "min_devices": 2, "groups": 3},
+    "server": {"rule": "median"},
+}
+
+
+def robust_world(world: World, holder: SumWorker, names: str, **tables: dict[str, Any]) -> RunPlan:
+    plan = world.submit(**{"training": {"rounds": 1}} | GROUPS | tables)
+    world.add_devices(names)
+    world.add_key_holder(holder, min_devices=2)
+    world.start()
+    return plan
+
+
+def flat(adapter: Adapter) -> FloatVector:
+    """All parameters behind each other."""
+    return np.concatenate([adapter.tensors[name].ravel() for name in adapter.shape.tensors])
+
+
+def middle_of_groups(world: World, plan: RunPlan, fixed: SetFixed) -> list[float]:
+    """The oracle: the median of the groups' means, value by value."""
+    means = [
+        world.expected_mean(
+            plan,
+            1,
+            [d for d, number in zip(fixed.devices, fixed.groups, strict=True) if number == g],
+        )
+        for g in sorted(set(fixed.groups))
+    ]
+    return [float(np.median(column)) for column in zip(*means, strict=True)]
+
+
+def test_groups_sums_are_opened_apart_and_their_median_is_learnt(
+    world: World, adders: tuple[SumWorker, SumWorker]
+) -> None:
+    plan = robust_world(world, adders[1], "abcdefg")
+    world.run()
+    (fixed,) = of_kind(world, SetFixed)
+    assert sorted(fixed.groups) == [0, 0, 0, 1, 1, 2, 2]
+    change = np.array(middle_of_groups(world, plan, fixed))
+    assert world.adapter().digest == world.first_adapter().moved(change * plan.step_ratios).digest
+    (opened,) = of_kind(world, SumOpened)
+    sums = np.frombuffer(world.store.blob(opened.digest).read_bytes(), "<i8").reshape(3, -1)
+    for number, total in enumerate(sums):
+        members = [d for d, g in zip(fixed.devices, fixed.groups, strict=True) if g == number]
+        values = [world.devices[name].values(plan, 1) for name in members]
+        assert total.tolist() == np.sum(values, axis=0).tolist()
+
+
+def test_the_groups_are_the_ones_that_the_key_holder_drew(
+    world: World, adders: tuple[SumWorker, SumWorker]
+) -> None:
+    robust_world(world, adders[1], "abcdefg")
+    world.run()
+    (fixed,), committed = of_kind(world, SetFixed), of_kind(world, Committed)
+    sum_set = open_sealed(fixed.signed, expected=world.holder_identity.public).message
+    assert isinstance(sum_set, SumSet)
+    device_of = {row.digest: row.device for row in committed}
+    drawn = drawn_groups(sum_set.seed, device_of.keys(), 3)
+    for number, digests in enumerate(drawn):
+        members = [d for d, g in zip(fixed.devices, fixed.groups, strict=True) if g == number]
+        assert sorted(members) == sorted(device_of[digest] for digest in digests)
+
+
+def test_a_group_that_loses_too_many_devices_is_left_out(
+    world: World, adders: tuple[SumWorker, SumWorker]
+) -> None:
+    """Four groups of two: one that never hands its update over costs its group, not the round."""
+    plan = robust_world(
+        world, adders[1], "abcdefgh", protection=GROUPS["protection"] | {"groups": 4}
+    )
+    world.devices["device-c"].withholds = True
+    world.run()
+    (fixed,), (closed,) = of_kind(world, SetFixed), of_kind(world, Closed)
+    groups = dict(zip(fixed.devices, fixed.groups, strict=True))
+    lost = [name for name in groups if groups[name] == groups["device-c"]]
+    assert sorted(closed.devices) == sorted(set(groups) - set(lost))
+    assert len(closed.devices) == 6
+    kept = [(d, g) for d, g in groups.items() if d in closed.devices]
+    left = SetFixed(tuple(d for d, _ in kept), tuple(g for _, g in kept), b"", 0.0)
+    change = np.array(middle_of_groups(world, plan, left))
+    assert world.adapter().digest == world.first_adapter().moved(change * plan.step_ratios).digest
+
+
+def test_with_too_few_groups_left_nothing_is_opened(
+    world: World, adders: tuple[SumWorker, SumWorker]
+) -> None:
+    robust_world(world, adders[1], "abcdef")
+    world.devices["device-c"].withholds = True
+    world.run()
+    assert of_kind(world, Closed) == of_kind(world, SumOpened) == []
+    (failed,) = of_kind(world, RoundFailed)
+    assert failed.code == "privacy.cohort"
+
+
+def test_one_hostile_group_does_not_decide(
+    world: World, adders: tuple[SumWorker, SumWorker]
+) -> None:
+    """Its values are the largest that the form allows; each value stays among the honest ones."""
+    plan = robust_world(world, adders[1], "abcdef")
+    bad = world.devices["device-b"]
+    honest = bad.values
+    most = plan.layout.magnitude
+
+    def hostile(plan: RunPlan, number: int) -> Any:
+        return np.where(np.arange(plan.layout.count) < plan.parameters, most, honest(plan, number))
+
+    bad.values = hostile  # type: ignore[method-assign]
+    world.run()
+    (fixed,) = of_kind(world, SetFixed)
+    groups = dict(zip(fixed.devices, fixed.groups, strict=True))
+    means = np.array(
+        [
+            world.expected_mean(plan, 1, [name for name in groups if groups[name] == number])
+            for number in range(3)
+            if number != groups["device-b"]
+        ]
+    )
+    change = (flat(world.adapter()) - flat(world.first_adapter())) / plan.step_ratios
+    assert np.all(change <= means.max(axis=0) + 1e-6)
+    assert np.all(change >= means.min(axis=0) - 1e-6)
+
+
+def test_a_group_beyond_reach_is_left_out_of_the_median(
+    world: World, adders: tuple[SumWorker, SumWorker]
+) -> None:
+    """A ciphertext that no honest device makes: the key holder hands out zeros for its group."""
+    plan = robust_world(
+        world, adders[1], "abcdefgh", protection=GROUPS["protection"] | {"groups": 4}
+    )
+    bad = world.devices["device-b"]
+    bad.tamper = crafted
+    world.run()
+    (fixed,), (opened,) = of_kind(world, SetFixed), of_kind(world, SumOpened)
+    groups = dict(zip(fixed.devices, fixed.groups, strict=True))
+    sums = np.frombuffer(world.store.blob(opened.digest).read_bytes(), "<i8").reshape(4, -1)
+    assert [bool(total.any()) for total in sums] == [n != groups["device-b"] for n in range(4)]
+    kept = [(d, g) for d, g in groups.items() if g != groups["device-b"]]
+    left = SetFixed(tuple(d for d, _ in kept), tuple(g for _, g in kept), b"", 0.0)
+    change = np.array(middle_of_groups(world, plan, left))
+    assert world.adapter().digest == world.first_adapter().moved(change * plan.step_ratios).digest
+
+
+def crafted(frame: bytes) -> bytes:
+    """The same head with residues drawn at random: valid in form, and no encryption."""
+    payload = bytearray(frame[136:])
+    rng = np.random.default_rng(3)
+    # 57-bit residues lie packed; clearing every eighth byte's top keeps each below the prime.
+    noise = rng.integers(0, 256, len(payload) // 2, dtype=np.uint8).tobytes()
+    payload[: len(noise)] = bytes(a ^ (b & 0x0F) for a, b in zip(payload, noise, strict=False))
+    digest = hashlib.sha256(payload).digest()
+    return frame[:104] + digest + bytes(payload)
+
+
+def test_in_clear_a_robust_rule_sees_every_device(world: World) -> None:
+    plan = world.submit(training={"rounds": 1}, server={"rule": "trimmed-mean", "malicious": 1})
+    world.add_devices("abc")
+    world.start()
+    world.run()
+    means = [world.expected_mean(plan, 1, [name]) for name in ABC]
+    change = np.median(means, axis=0)  # of three, one at either end is dropped
+    assert world.adapter().digest == world.first_adapter().moved(change * plan.step_ratios).digest
+    (opened,) = of_kind(world, SumOpened)
+    assert not world.store.blob(opened.digest).exists(), "single updates are not kept"
+
+
+def test_restarts_all_the_time_draw_no_other_groups(
+    make_world: Callable[[], World], adders: tuple[SumWorker, SumWorker]
+) -> None:
+    world = make_world()
+    world.crash_at = lambda _: True
+    plan = robust_world(world, adders[1], "abcdefg")
+    assert world.run()
+    assert world.restarts > len(world.rows)
+    (fixed,) = of_kind(world, SetFixed)
+    change = np.array(middle_of_groups(world, plan, fixed))
+    assert world.adapter().digest == world.first_adapter().moved(change * plan.step_ratios).digest
+
+
+def test_a_device_that_nobody_approved_is_left_out_and_told(
+    world: World, adders: tuple[SumWorker, SumWorker]
+) -> None:
+    plan = world.submit(protection=PUBLIC_KEY, training={"rounds": 1})
+    *_, stranger = world.add_devices("abcd")
+    Approvals(world.folder / "holder" / "approvals.json").withdraw("device-d")
+    world.add_key_holder(adders[1])
+    world.start()
+    world.run()
+    world.run_for(10)
+    assert_learnt_from(world, plan, ABC)
+    assert {code for _, code in stranger.refusals} == {"privacy.not_approved"}
+    assert stranger.asked == []
+
+
+def test_an_update_that_is_refused_when_it_arrives_is_not_waited_for(world: World) -> None:
+    plan = world.submit(training={"rounds": 1})
+    *_, bad = world.add_devices("abcd")
+    bad.tamper = lambda frame: frame[:-1] + bytes([frame[-1] ^ 1])
+    world.start()
+    world.run()
+    (declined,) = of_kind(world, DeviceDeclined)
+    assert (declined.device, declined.code) == ("device-d", "protocol.digest")
+    assert world.time.now() < 30, "well before the lease ends"
+    assert_learnt_from(world, plan, ABC)
+
+
 # The disk, the workers and the process itself
 
 
@@ -615,8 +842,8 @@ def finished_world(make_world: Callable[[], World], *, holder: SumWorker | None)
     return world
 
 
-COMMITS = 20
-"""Two rounds of nine transitions with three devices, and two milestones."""
+COMMITS = 30
+"""Two rounds of fourteen transitions with three devices, and two milestones."""
 
 
 def test_the_number_of_commits_is_known(make_world: Callable[[], World]) -> None:
@@ -722,8 +949,8 @@ class Refusing(Store):
 
 
 KINDS = [
-    *("Planned", "KeyAnnounced", "Invited", "UpdateStored", "Closed", "SumOpened"),
-    *("AdapterApplied", "started", "finished"),
+    *("Planned", "KeyAnnounced", "Invited", "Committed", "Proposed", "SetFixed"),
+    *("UpdateStored", "Closed", "SumOpened", "AdapterApplied", "started", "finished"),
 ]
 
 
@@ -803,6 +1030,50 @@ def test_a_sum_worker_that_dies_costs_nothing(
     assert deaths == 8
     plan = RunPlan.model_validate_json(world.store.run(RUN).plan)
     assert_learnt_from(world, plan, ABC, ABC)
+
+
+class Deadly:
+    """A real worker that is killed while it reads the updates of one device."""
+
+    def __init__(self, worker: SumWorker, device: str) -> None:
+        self._worker = worker
+        self._device = device
+        self.deaths = 0
+        self.begin = worker.begin
+        self.dump = worker.dump
+        self.discard = worker.discard
+
+    def add(self, context: SumContext, path: Path) -> int:
+        if not path.name.startswith(self._device):
+            return self._worker.add(context, path)
+        endless = path.with_suffix(".endless")
+        os.mkfifo(endless)  # nobody writes: whoever opens it waits, until it is killed
+        pid = self._worker.pid
+        assert pid is not None
+        threading.Timer(0.05, os.kill, (pid, signal.SIGKILL)).start()
+        self.deaths += 1
+        try:
+            return self._worker.add(context, endless)
+        finally:
+            endless.unlink()
+
+
+@pytest.mark.parametrize("scheme", ["clear", "public-key"])
+def test_an_update_on_which_the_sum_worker_dies_twice_is_refused_and_the_others_are_counted(
+    world: World, adders: tuple[SumWorker, SumWorker], scheme: str
+) -> None:
+    world.adder = deadly = Deadly(adders[0], "device-b")
+    plan = world.submit(protection={"scheme": scheme}, training={"rounds": 1})
+    _, bad, *_ = world.add_devices("abcd")
+    world.add_key_holder(adders[1])
+    world.start()
+    world.run()
+    assert deadly.deaths == 2
+    assert [code for _, code in bad.refusals] == ["child_died"]
+    (declined,) = of_kind(world, DeviceDeclined)
+    assert (declined.device, declined.code) == ("device-b", "child_died")
+    assert not list((world.home / "updates").rglob("device-b*"))
+    assert_learnt_from(world, plan, ["device-a", "device-c", "device-d"])
 
 
 class Unreadable:
@@ -901,6 +1172,25 @@ def false_holder(world: World) -> ScriptedDevice:
     return device
 
 
+SEED = bytes(range(32))
+"""What the false holder draws groups from."""
+
+
+def fix_set(holder: ScriptedDevice, world: World, **changes: Any) -> None:
+    """Fix everything that was committed to as the first round's set."""
+    committed = of_kind(world, Committed)
+    (announced,) = of_kind(world, KeyAnnounced)
+    announcement = open_sealed(announced.announcement, expected=holder.post.public).message
+    assert isinstance(announcement, KeyAnnouncement)
+    fields: dict[str, Any] = {
+        "key_id": announcement.key_id,
+        "digests": joined(sorted(row.digest for row in committed)),
+        "groups": 1,
+        "seed": SEED,
+    }
+    holder.send(SumSet(**fields | changes), RUN, ROUND)
+
+
 def announce_key(holder: ScriptedDevice, plan: RunPlan, **changes: Any) -> bytes:
     """Announce a fresh key pair for the first round; returns its secret half."""
     pair = opener_for(plan.scheme, plan.layout).new_key_pair()
@@ -910,7 +1200,9 @@ def announce_key(holder: ScriptedDevice, plan: RunPlan, **changes: Any) -> bytes
         "count": layout.count,
         "bits": layout.bits,
         "max_devices": layout.max_devices,
+        "groups": 1,
         "min_devices": 3,
+        "draw": commitment_to(SEED),
         "key_id": key_id_of(pair.public),
         "digest": digest_of(pair.public),
         "size": len(pair.public),
@@ -922,7 +1214,7 @@ def announce_key(holder: ScriptedDevice, plan: RunPlan, **changes: Any) -> bytes
     return pair.secret
 
 
-def test_the_key_holder_gets_updates_only_after_the_set_was_fixed(world: World) -> None:
+def test_the_key_holder_gets_updates_only_after_the_round_was_closed(world: World) -> None:
     plan = world.submit(protection=PUBLIC_KEY, training={"rounds": 1})
     first, _, last = world.add_devices("abc")
     last.withholds = True
@@ -930,6 +1222,9 @@ def test_the_key_holder_gets_updates_only_after_the_set_was_fixed(world: World) 
     world.start()
     world.run(lambda: bool(world.rows))
     announce_key(holder, plan)
+    world.run(lambda: len(of_kind(world, Committed)) == 3)
+    world.run_for(1)
+    fix_set(holder, world)
     world.run(lambda: len(world.counted(1)) == 2)
     updates = world.counted(1)
     assert not gets(world, holder, updates["device-a"])
@@ -940,6 +1235,94 @@ def test_the_key_holder_gets_updates_only_after_the_set_was_fixed(world: World) 
     holder.send(OpeningRefused("privacy", "no"), RUN, ROUND)
     world.run()
     assert not gets(world, holder, updates["device-a"])
+
+
+def test_no_update_is_asked_for_before_the_key_holder_has_fixed_the_set(world: World) -> None:
+    """Or a device that hears the others' could still choose its own."""
+    plan = world.submit(protection=PUBLIC_KEY, training={"rounds": 1})
+    devices = world.add_devices("abc")
+    holder = false_holder(world)
+    world.start()
+    world.run(lambda: bool(world.rows))
+    announce_key(holder, plan)
+    world.run(lambda: len(of_kind(world, Committed)) == 3)
+    world.run_for(60)
+    assert [device.asked for device in devices] == [[], [], []]
+    assert [device.handed_over for device in devices] == [[], [], []]
+    fix_set(holder, world)
+    world.run(lambda: len(world.counted(1)) == 3)
+    (fixed,) = of_kind(world, SetFixed)
+    for device in devices:
+        assert device.handed_over[0] == (ROUND, fixed.signed)
+        assert open_sealed(fixed.signed, expected=holder.post.public).message.seed == SEED  # type: ignore[attr-defined]
+
+
+def test_an_update_that_arrives_after_the_round_was_closed_changes_nothing(world: World) -> None:
+    plan = world.submit(
+        protection=PUBLIC_KEY, training={"rounds": 2}, cohort={"devices": 4, "lease_s": 10.0}
+    )
+    *_, slow = world.add_devices("abcd")
+    slow.withholds = True
+    holder = false_holder(world)
+    world.start()
+    world.run(lambda: bool(world.rows))
+    announce_key(holder, plan)
+    world.run(lambda: len(of_kind(world, Committed)) == 4)
+    world.run_for(1)
+    fix_set(holder, world)
+    world.run(lambda: bool(of_kind(world, Closed)))
+    before = world.rows
+    slow.withholds = False
+    slow._serve(slow.asked[0])
+    world.run_for(5)
+    assert world.rows == before
+    assert world.failures == []
+    late = slow.offers[RUN, ROUND].contribution.digest
+    assert not list((world.home / "updates").rglob(f"device-d.{late[:16]}*"))
+    assert {(digest, code) for digest, code in slow.refusals} <= {(late, "round.closed")}
+
+
+def test_a_key_holder_that_takes_its_time_costs_nobody_the_lease(world: World) -> None:
+    """Devices have all of it to hand over, however long the set took to be fixed."""
+    plan = world.submit(protection=PUBLIC_KEY, training={"rounds": 1}, cohort={"lease_s": 10.0})
+    world.add_devices("abc")
+    holder = false_holder(world)
+    world.start()
+    world.run(lambda: bool(world.rows))
+    announce_key(holder, plan)
+    world.run(lambda: len(of_kind(world, Committed)) == 3)
+    world.run_for(100)
+    fix_set(holder, world)
+    world.run(lambda: bool(of_kind(world, Closed)))
+    assert sorted(world.counted(1)) == ABC
+
+
+FALSE_SETS: dict[str, dict[str, Any]] = {
+    "an update that nobody committed to": {"digests": joined([digest_of(b"another")])},
+    "no update": {"digests": b""},
+    "half a digest": {"digests": bytes(33)},
+    "another key": {"key_id": "0" * 16},
+    "another seed than was committed to": {"seed": bytes(32)},
+    "more groups than were announced": {"groups": 2},
+    "no group": {"groups": 0},
+}
+
+
+@pytest.mark.parametrize("name", sorted(FALSE_SETS))
+def test_a_set_that_cannot_be_one_fails_the_round(world: World, name: str) -> None:
+    plan = world.submit(protection=PUBLIC_KEY, training={"rounds": 1})
+    devices = world.add_devices("abc")
+    holder = false_holder(world)
+    world.start()
+    world.run(lambda: bool(world.rows))
+    announce_key(holder, plan)
+    world.run(lambda: len(of_kind(world, Committed)) == 3)
+    world.run_for(1)
+    fix_set(holder, world, **FALSE_SETS[name])
+    world.run()
+    (failed,) = of_kind(world, RoundFailed)
+    assert failed.code.startswith("protocol")
+    assert [device.asked for device in devices] == [[], [], []]
 
 
 def test_a_key_for_another_layout_fails_the_round_before_anyone_is_asked(world: World) -> None:
@@ -955,18 +1338,21 @@ def test_a_key_for_another_layout_fails_the_round_before_anyone_is_asked(world: 
 
 
 @pytest.mark.parametrize(
-    ("size", "devices"), [(128, 2), (128, 4), (0, 3), (7, 3), (8, 3), (136, 3)]
+    ("size", "devices"), [(136, 2), (136, 4), (0, 3), (7, 3), (8, 3), (144, 3), (272, 3)]
 )
 def test_an_opened_sum_that_cannot_be_one_fails_the_round(
     world: World, size: int, devices: int
 ) -> None:
     plan = world.submit(protection=PUBLIC_KEY, training={"rounds": 1})
-    assert plan.layout.count * 8 == 128, "so that 128 bytes over 3 devices would be right"
+    assert plan.layout.count * 8 == 136, "so that 136 bytes over 3 devices would be right"
     world.add_devices("abc")
     holder = false_holder(world)
     world.start()
     world.run(lambda: bool(world.rows))
     announce_key(holder, plan)
+    world.run(lambda: len(of_kind(world, Committed)) == 3)
+    world.run_for(1)
+    fix_set(holder, world)
     world.run(lambda: bool(of_kind(world, Closed)))
     data = bytes(size)
     blob = Contribution("", digest_of(data), size, plan.scheme, "")
@@ -978,19 +1364,24 @@ def test_an_opened_sum_that_cannot_be_one_fails_the_round(
     assert of_kind(world, SumOpened) == []
 
 
-@pytest.mark.parametrize("answers_first", [False, True])
-def test_a_key_holder_that_falls_silent_fails_the_round(world: World, answers_first: bool) -> None:
+@pytest.mark.parametrize("answers", [0, 1, 2])
+def test_a_key_holder_that_falls_silent_fails_the_round(world: World, answers: int) -> None:
+    """Before it has made a key, before it has fixed the set, and before it has opened the sum."""
     plan = world.submit(protection=PUBLIC_KEY, training={"rounds": 1})
     world.add_devices("abc")
     holder = false_holder(world)
     world.start()
     world.run(lambda: bool(world.rows))
-    if answers_first:
+    if answers:
         announce_key(holder, plan)
+        world.run(lambda: len(of_kind(world, Committed)) == 3)
+    if answers == 2:
+        world.run_for(1)
+        fix_set(holder, world)
     world.run()
     (failed,) = of_kind(world, RoundFailed)
     assert "did not answer for 300 s" in failed.reason
-    assert len(of_kind(world, Closed)) == answers_first
+    assert len(of_kind(world, SetFixed)) == len(of_kind(world, Closed)) == (answers == 2)
     assert 300 <= world.time.now() < 310
 
 

@@ -13,12 +13,16 @@ import pytest
 from coordinator.federation.rounds import (
     AdapterApplied,
     Closed,
+    Committed,
     DeviceDeclined,
     Invited,
     KeyAnnounced,
     Planned,
+    Proposed,
+    Quorum,
     Round,
     RoundFailed,
+    SetFixed,
     SumOpened,
     Transition,
     UpdateStored,
@@ -33,12 +37,16 @@ HISTORY: list[Transition] = [
     Planned(ADAPTER),
     KeyAnnounced(b"key"),
     Invited(("a", "b", "c"), 3.0),
-    UpdateStored("a", OTHER, b"record"),
+    Committed("a", OTHER, b"record"),
     DeviceDeclined("b", "busy", "is busy"),
-    UpdateStored("c", OTHER, b"record"),
+    Committed("c", OTHER, b"record"),
+    Proposed(("a", "c")),
+    SetFixed(("a", "c"), (0, 0), b"signed", 4.0),
+    UpdateStored("a", OTHER),
+    UpdateStored("c", OTHER),
     Closed(("a", "c")),
     SumOpened(OTHER, 2),
-    AdapterApplied(OTHER, True, "", {"": 0.5, "en": 0.6}, 1.25, ADAPTER),
+    AdapterApplied(OTHER, True, "", {"": 0.5, "en": 0.6}, 1.25, ADAPTER, saturated=0.25),
 ]
 
 
@@ -65,9 +73,10 @@ def test_at_every_row_the_view_stands_where_the_round_stands(store: Store, lengt
     rows = HISTORY[:length]
     write(store, rows)
     view = only_round(store)
-    round_ = Round.replay(RUN, RoundNumber(1), 2, rows)
+    round_ = Round.replay(RUN, RoundNumber(1), Quorum(2, 2, 1), rows)
     assert view.state == round_.state
     assert (view.invited, view.reported) == (len(round_.cohort), len(round_.updates))
+    assert view.committed == len(round_.commitments)
     assert view.declined == {name: row.reason for name, row in round_.declined.items()}
     assert (view.began_at, view.changed_at) == (10.0, 9.0 + length)
 
@@ -104,6 +113,7 @@ def test_a_view_is_json_and_names_nobody_who_contributed(store: Store) -> None:
     text = json.dumps(dataclasses.asdict(view_run(store, store.run(RUN))))
     assert '"a"' not in text
     assert "record" not in text
+    assert "signed" not in text
 
 
 # Events
@@ -122,8 +132,9 @@ def test_events_are_everything_that_was_written_down_in_its_order(store: Store) 
     store.commit(RUN, RoundNumber(2), RoundFailed("round", "of no use"), now=0.5)
     store.add_milestone(RUN, "finished", {"adapter": OTHER}, now=0.5)
     store.add_milestone(RUN, "released", {"manifest": OTHER, "accuracy": 0.9}, now=0.5)
-    names = ["planned", "key-announced", "invited", "update-stored", "device-declined"]
-    names += ["update-stored", "closed", "sum-opened", "adapter-applied"]
+    names = ["planned", "key-announced", "invited", "committed", "device-declined", "committed"]
+    names += ["proposed", "set-fixed", "update-stored", "update-stored", "closed"]
+    names += ["sum-opened", "adapter-applied"]
     assert told(store) == [
         *[(0, "submitted"), (0, "started")],
         *[(1, name) for name in names],
@@ -152,9 +163,11 @@ def test_events_say_who_and_why_and_hold_no_record(store: Store) -> None:
     assert events["sum-opened"]["devices"] == 2
     assert events["adapter-applied"]["accuracy"] == {"": 0.5, "en": 0.6}
     assert events["adapter-applied"]["accepted"] is True
-    assert events["adapter-applied"]["at"] == 18.0
+    assert events["adapter-applied"]["at"] == 22.0
+    assert events["adapter-applied"]["saturated"] == 0.25
     text = json.dumps(run_events(store, store.run(RUN)))
     assert "record" not in text
+    assert "signed" not in text
     assert OTHER not in text, "no update can be told by its digest"
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_agent.agent import PRESENCE_S, REPEAT_S, WARM_S
+from edge_agent.agent import PRESENCE_S, REPEAT_AT_MOST_S, REPEAT_S, WARM_S
 from shared.crypto.identity import Identity
 from shared.crypto.sum_cipher import SumContext, cipher_for, opener_for
+from shared.crypto.sum_groups import joined
 from shared.errors import AlreadyReleased, ChildDied, DataError
 from shared.files import digest_of
 from shared.job import RunPlan
@@ -26,6 +27,7 @@ from shared.types import RoundNumber
 from shared.wire.envelope import NO_ROUND, NO_RUN, seal
 from shared.wire.messages import (
     Accepted,
+    BlobChunk,
     BlobRequest,
     Call,
     Contribution,
@@ -37,7 +39,7 @@ from shared.wire.messages import (
     RunOver,
 )
 from tests.support.brokers import eventually
-from tests.support.devices import TRAINS_S, DeviceWorld, new_keys
+from tests.support.devices import TRAINS_S, DeviceWorld, ScriptedCoordinator, new_keys
 from tests.support.plans import a_plan
 from tests.support.trainers import ADAPTER, SeededTrainer, update_of
 
@@ -149,8 +151,8 @@ def test_what_was_sent_decrypts_to_the_update_of_the_round_s_seed(start: Start) 
     )
     assert isinstance(world.trainer, SeededTrainer)
     (request,) = world.trainer.requests
-    weight = PLAN.weight_quantiser.dequantise(integers[-1:])[0]
-    sent = PLAN.update_quantiser.dequantise(integers[:-1])
+    weight = PLAN.share_quantiser.dequantise(integers[-2:-1])[0]
+    sent = PLAN.update_quantiser.dequantise(integers[:-2])
     step = PLAN.update_quantiser.step
     assert np.max(np.abs(sent - weight * update_of(request.seed))) < 2 * step
 
@@ -476,14 +478,125 @@ def test_a_message_that_only_devices_send_is_refused(start: Start) -> None:
 # Until it has landed
 
 
-def test_without_a_receipt_the_update_is_announced_again_and_again(start: Start) -> None:
+def test_without_a_receipt_the_update_is_announced_again_and_more_and_more_rarely(
+    start: Start,
+) -> None:
+    """While others still train there is no answer; twenty announcements a minute would not help."""
+    world = start()
+    contribute(world)
+    world.run_for(10 * REPEAT_AT_MOST_S)
+    heard = [e.message for e in world.coordinator.heard if isinstance(e.message, Contribution)]
+    assert len(set(heard)) == 1
+    # After 3, 6, 12, 24 and 48 seconds, and then every minute.
+    assert 12 <= len(heard) <= 16
+
+
+# Nothing leaves before the set is fixed
+
+
+def asked_in_vain(world: DeviceWorld, contribution: Contribution) -> bool:
+    """Whether not one byte of the update comes when it is asked for."""
+    before = len(world.coordinator.said(BlobChunk))
+    world.coordinator.ask_for(contribution)
+    world.run_for(1.0)
+    return len(world.coordinator.said(BlobChunk)) == before
+
+
+def test_an_update_does_not_leave_before_the_set_is_fixed(start: Start) -> None:
     world = start()
     contribution = contribute(world)
-    before = len(world.coordinator.said(Contribution))
-    world.run_for(10 * REPEAT_S)
-    again = world.coordinator.said(Contribution)[before:]
-    assert set(again) == {contribution}
-    assert 9 <= len(again) <= 11
+    assert asked_in_vain(world, contribution)
+    world.coordinator.hand_over(contribution)
+    world.run_for(0.1)
+    assert not asked_in_vain(world, contribution), "the control: now it does"
+
+
+def drawn_apart(contribution: Contribution, coordinator: ScriptedCoordinator) -> bytes:
+    """Four updates in four groups: every sum would be one device's update."""
+    return coordinator.fixed_set(contribution, groups=4)
+
+
+FALSE_SETS: dict[str, Callable[[Contribution, ScriptedCoordinator], bytes]] = {
+    "none at all": lambda c, k: b"",
+    "junk": lambda c, k: b"junk",
+    "signed by the coordinator": lambda c, k: k.fixed_set(c, signer=k.identity),
+    "of another run": lambda c, k: k.fixed_set(c, run="another"),
+    "of another round": lambda c, k: k.fixed_set(c, round_=2),
+    "under another key": lambda c, k: k.fixed_set(c, key_id="0" * 16),
+    "without this update": lambda c, k: k.fixed_set(c, digests=joined([digest_of(b"other")])),
+    "of this update alone": lambda c, k: k.fixed_set(c, digests=bytes.fromhex(c.digest)),
+    "of this update twice": lambda c, k: k.fixed_set(c, digests=2 * bytes.fromhex(c.digest)),
+    "of half a digest": lambda c, k: k.fixed_set(c, digests=bytes(33)),
+    "drawn from another seed": lambda c, k: k.fixed_set(c, seed=bytes(32)),
+    "in no group": lambda c, k: k.fixed_set(c, groups=0),
+    "in more groups than updates": lambda c, k: k.fixed_set(c, groups=2**62),
+    "in groups of one": drawn_apart,
+}
+
+
+@pytest.mark.parametrize("name", sorted(FALSE_SETS))
+def test_an_update_is_withheld_from_a_false_set_and_not_lost_by_it(start: Start, name: str) -> None:
+    world = start()
+    contribution = contribute(world)
+    world.coordinator.hand_over(contribution, FALSE_SETS[name](contribution, world.coordinator))
+    world.run_for(0.1)
+    assert asked_in_vain(world, contribution)
+    assert world.waiting == [(PLAN.run, 1)]
+    assert digest_of(receive(world, contribution)) == contribution.digest
+
+
+def test_another_message_of_the_key_holders_is_no_set(start: Start) -> None:
+    world = start()
+    contribution = contribute(world)
+    world.coordinator.hand_over(contribution, world.coordinator.announcement(PLAN, KEYS))
+    world.run_for(0.1)
+    assert asked_in_vain(world, contribution)
+
+
+@pytest.mark.parametrize(("least", "leaves"), [(4, True), (5, False)])
+def test_the_owners_minimum_is_about_the_group_that_is_summed(
+    start: Start, least: int, leaves: bool
+) -> None:
+    """The set holds four; the key holder may promise what it likes."""
+    world = start(min_devices=least)
+    invite(world, min_devices=least)
+    world.run_for(LONG_ENOUGH_S)
+    (contribution,) = world.coordinator.said(Contribution)
+    world.coordinator.hand_over(contribution)
+    world.run_for(0.1)
+    assert asked_in_vain(world, contribution) is not leaves
+
+
+def test_after_a_restart_nothing_leaves_until_the_set_is_shown_again(start: Start) -> None:
+    world = start()
+    contribution = contribute(world)
+    frame = receive(world, contribution)
+    world.close()
+    again = start()
+    again.run_for(1.0)
+    assert again.coordinator.said(Contribution) == [contribution]
+    assert asked_in_vain(again, contribution)
+    assert receive(again, contribution) == frame
+
+
+def test_an_update_in_clear_leaves_only_where_the_owner_allows_that(start: Start) -> None:
+    world = start(clear_runs=True)
+    world.coordinator.invite(CLEAR, announcement=b"")
+    world.run_for(LONG_ENOUGH_S)
+    (contribution,) = world.coordinator.said(Contribution)
+    assert asked_in_vain(world, contribution)
+    world.close()
+    strict = start(clear_runs=False)
+    strict.run_for(1.0)
+    strict.coordinator.hand_over(strict.coordinator.said(Contribution)[0], b"")
+    strict.run_for(0.1)
+    assert asked_in_vain(strict, contribution)
+    strict.close()
+    again = start(clear_runs=True)
+    again.run_for(1.0)
+    again.coordinator.hand_over(again.coordinator.said(Contribution)[0], b"")
+    again.run_for(0.1)
+    assert not asked_in_vain(again, contribution)
 
 
 def test_after_a_restart_the_same_bytes_are_sent(start: Start) -> None:

@@ -67,7 +67,9 @@ def test_a_file_without_the_column_adds_nothing(
 
 def test_status_is_who_it_is_what_it_has_and_what_waits(llmos: CommandLine, home: Home) -> None:
     ExampleStore(home.examples).add([Example("text", "label")])
-    Outbox(home.outbox).put(RunId("run"), RoundNumber(1), b"frame", scheme="clear", key_id="")
+    Outbox(home.outbox).put(
+        RunId("run"), RoundNumber(1), b"frame", scheme="clear", key_id="", draw=""
+    )
     assert llmos("edge", "status", "--home", home.folder, "--json") == 0
     identity = Identity.load(home.folder / "identity.key")
     assert json.loads(llmos.out) == {

@@ -25,7 +25,9 @@ frames = st.binary(max_size=8)
 
 
 def put(outbox: Outbox, run: str = RUN, round_: int = 1, frame: bytes = FRAME) -> Waiting:
-    return outbox.put(RunId(run), RoundNumber(round_), frame, scheme="clear", key_id="0" * 16)
+    return outbox.put(
+        RunId(run), RoundNumber(round_), frame, scheme="clear", key_id="0" * 16, draw=""
+    )
 
 
 @settings(max_examples=30, deadline=None)

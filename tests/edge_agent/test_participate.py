@@ -538,12 +538,13 @@ def slowly_packed(update: list[float], weight: float, plan: RunPlan, seed: bytes
         return max(-most, min(most, math.floor(value / (reach / most) + uniform)))
 
     integers = [rounded(value * factor, plan.value_range) for value in weighted]
-    return [*integers, max(1, rounded(weight, 1.0))]
+    saturated = sum(abs(value * factor) > plan.value_range for value in weighted)
+    return [*integers, max(1, rounded(weight, 1.0)), rounded(saturated / len(weighted), 1.0)]
 
 
 @settings(deadline=None)
 @given(update=updates, weight=st.floats(1e-6, 1.0), seed=st.binary(min_size=32, max_size=32))
-def test_packing_is_weight_clip_round_and_the_weight_behind(
+def test_packing_is_weight_clip_round_and_behind_them_weight_and_saturation(
     update: FloatVector, weight: float, seed: bytes
 ) -> None:
     fast = packed(update, weight, PLAN, ReleaseStream(seed))
@@ -551,7 +552,7 @@ def test_packing_is_weight_clip_round_and_the_weight_behind(
     # The two sum squares in another order: a value on the edge of a step may fall either way.
     assert np.max(np.abs(fast - slow)) <= 1
     assert np.count_nonzero(fast != slow) <= 1
-    assert fast[-1] == slow[-1]
+    assert fast[-2] == slow[-2]
     assert fast.dtype == np.int64
     assert np.max(np.abs(fast)) <= PLAN.layout.magnitude
 
@@ -561,8 +562,33 @@ def test_packing_is_weight_clip_round_and_the_weight_behind(
 def test_the_smallest_device_still_weighs_one_step(seed: bytes) -> None:
     """A weight of zero beside an update would let the mean be divided by too little."""
     update = np.full(PLAN.parameters, 0.01)
-    assert packed(update, 1e-9, PLAN, ReleaseStream(seed))[-1] == 1
-    assert packed(update, 1.0, PLAN, ReleaseStream(seed))[-1] == PLAN.layout.magnitude
+    assert packed(update, 1e-9, PLAN, ReleaseStream(seed))[-2] == 1
+    assert packed(update, 1.0, PLAN, ReleaseStream(seed))[-2] == PLAN.layout.magnitude
+
+
+NARROW = a_plan(protection={"min_devices": 2, "value_range": 0.5})
+
+
+@given(outside=st.integers(0, NARROW.parameters), seed=st.binary(min_size=32, max_size=32))
+@settings(max_examples=60, deadline=None)
+def test_saturated_values_are_counted_and_never_wrapped(outside: int, seed: bytes) -> None:
+    update = np.full(NARROW.parameters, 0.25)
+    update[:outside] = -0.6
+    values = packed(update, 1.0, NARROW, ReleaseStream(seed))
+    most = NARROW.layout.magnitude
+    assert values[:outside].tolist() == [-most] * outside
+    assert np.all(values[outside : NARROW.parameters] > 0)
+    share = values[-1] / most
+    assert abs(share - outside / NARROW.parameters) < 1 / most + 1e-12, (
+        "a step is what rounding costs"
+    )
+
+
+def test_a_value_at_the_end_of_the_range_is_not_saturated_and_one_beyond_is() -> None:
+    update = np.full(NARROW.parameters, 0.5)
+    assert packed(update, 1.0, NARROW, ReleaseStream(MASTER))[-1] == 0
+    update[:] = math.nextafter(0.5, 1.0)
+    assert packed(update, 1.0, NARROW, ReleaseStream(MASTER))[-1] == NARROW.layout.magnitude
 
 
 @pytest.mark.parametrize(
@@ -666,7 +692,7 @@ def test_the_evaluation_changes_nothing_of_the_update_before_it(seed: bytes) -> 
     )
     plain = packed(UPDATE, 0.7, without, ReleaseStream(seed))
     told = packed(UPDATE, 0.7, QUIET, ReleaseStream(seed), scored=(3.0, 4))
-    assert plain.shape == (PLAN.parameters + 1,)
+    assert plain.shape == (PLAN.parameters + 2,)
     assert np.array_equal(told[:-2], plain)
     ignored = packed(UPDATE, 0.7, without, ReleaseStream(seed), scored=(3.0, 4))
     assert np.array_equal(ignored, plain), (

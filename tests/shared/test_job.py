@@ -106,13 +106,13 @@ def test_the_noise_fits_its_range_by_six_deviations(
     assert plan.update_norm == pytest.approx(2 * (whole_noise + speed * clip * steps))
 
 
-def test_the_packed_vector_is_weights_bias_and_one_weight_more() -> None:
+def test_the_packed_vector_is_weights_bias_and_two_shares_more() -> None:
     plan = plan_of(job_of(protection={"bits": 16, "max_devices": 20}), features=11)
     assert plan.parameters == 3 * 11 + 3
-    assert (plan.layout.count, plan.layout.bits, plan.layout.max_devices) == (37, 16, 20)
+    assert (plan.layout.count, plan.layout.bits, plan.layout.max_devices) == (38, 16, 20)
     assert plan.update_quantiser.value_range == plan.value_range
-    assert plan.weight_quantiser.value_range == 1.0
-    assert plan.update_quantiser.bits == plan.weight_quantiser.bits == 16
+    assert plan.share_quantiser.value_range == 1.0
+    assert plan.update_quantiser.bits == plan.share_quantiser.bits == 16
     assert plan.scheme is Scheme.PUBLIC_KEY
 
 
@@ -159,11 +159,11 @@ def test_scores_add_two_values_and_without_them_a_plan_is_as_before() -> None:
     with_scores = plan_of(job_of(evaluation={"share": 0.01}))
     assert not without.evaluates
     assert without.layout == plain.layout
-    assert without.layout.count == plain.parameters + 1
+    assert without.layout.count == plain.parameters + 2
     assert without.round_facts() == plain.round_facts()
     assert without.noise_multiplier == plain.noise_multiplier
     assert with_scores.evaluates
-    assert with_scores.layout.count == plain.parameters + 3
+    assert with_scores.layout.count == plain.parameters + 4
 
 
 def test_scores_of_a_run_without_noise_promise_nothing_more_than_the_run() -> None:
@@ -294,15 +294,57 @@ def test_the_grammar_of_plans_is_the_grammar_of_topics(name: str) -> None:
 JOB = job_of(privacy={"noise": "none"})
 
 
+def robust(
+    rule: str, *, malicious: int = 1, groups: int = 1, least: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Tables of a robust rule: over encrypted groups, or with ``least`` in clear."""
+    protection = {"scheme": "clear", "min_devices": least} if least else {}
+    return {
+        "server": {"rule": rule, "malicious": malicious},
+        "protection": protection | {"groups": groups},
+    }
+
+
+def test_a_stated_range_is_the_plans_range_and_nothing_else_changes() -> None:
+    derived = plan_of(Job())
+    stated = plan_of(job_of(protection={"value_range": 0.125}))
+    assert stated.value_range == 0.125
+    assert stated.update_norm == derived.update_norm
+    assert stated.round_facts() == derived.round_facts()
+
+
+def test_sums_that_no_worker_has_room_for_are_refused_when_the_run_is_planned() -> None:
+    """Side by side: every device's in clear, every group's encrypted."""
+    plan_of(job_of(**robust("median", least=3)), features=1000)
+    with pytest.raises(ConfigError, match=r"protection\.max_devices: 240 sums"):
+        plan_of(job_of(**robust("median", least=3)), features=100_000)
+    with pytest.raises(ConfigError, match=r"protection\.groups: 128 sums"):
+        plan_of(job_of(**robust("median", groups=128)), features=100_000)
+    plan_of(Job(), features=20_000_000)
+
+
 @pytest.mark.parametrize(
     ("tables", "problem"),
     [
         ({"protection": {"min_devices": 9, "max_devices": 8}}, "protection.min_devices: 9"),
         ({"cohort": {"devices": 15}}, "cohort.devices: 15 is fewer"),
-        ({"cohort": {"devices": 257}}, "cohort.devices: 257 is more"),
+        ({"cohort": {"devices": 241}}, "cohort.devices: 241 is more"),
+        (robust("median", groups=3) | {"cohort": {"devices": 47}}, "cohort.devices: 47 is fewer"),
+        (robust("median", groups=3) | {"cohort": {"devices": 721}}, "cohort.devices: 721 is more"),
+        (robust("median", groups=2), "server.rule: 'median' compares updates"),
+        (robust("trimmed-mean", malicious=2, groups=4), "server.rule: 'trimmed-mean' compares"),
+        (robust("multikrum", malicious=2, groups=6), "server.rule: 'multikrum' compares"),
+        (robust("multikrum", malicious=2, least=6), "server.rule: 'multikrum' with malicious = 2"),
+        (robust("trimmed-mean", malicious=3, least=6), "server.rule: 'trimmed-mean' with"),
+        (robust("median", least=2), "server.rule: 'median' with malicious = 1 needs 3"),
+        (robust("median", least=3, groups=2), "protection.groups: in clear"),
+        ({"protection": {"groups": 2}}, "protection.groups: 2 sums would be opened"),
+        ({"protection": {"groups": 129}}, "protection.groups: must be"),
+        ({"protection": {"value_range": -1.0}}, "protection.value_range: must be"),
+        ({"server": {"malicious": 0}}, "server.malicious: must be"),
         ({"privacy": {"epsilon": 0.49}}, "privacy.epsilon: 0.49"),
         ({"protection": {"min_devices": 1}}, "protection.min_devices: must be"),
-        ({"protection": {"max_devices": 257}}, "protection.max_devices: must be"),
+        ({"protection": {"max_devices": 241}}, "protection.max_devices: must be"),
         ({"protection": {"scheme": "ckks"}}, "protection.scheme: must be"),
         ({"privacy": {"delta": 1.0}}, "privacy.delta: must be"),
         ({"training": {"sample_rate": 0.0}}, "training.sample_rate: must be"),
@@ -326,7 +368,15 @@ def test_one_past_the_bound_is_refused_with_its_reason(
     [
         {"protection": {"min_devices": 8, "max_devices": 8}},
         {"cohort": {"devices": 16}},
-        {"cohort": {"devices": 256}},
+        {"cohort": {"devices": 240}},
+        robust("median", groups=3),
+        robust("median", groups=3) | {"cohort": {"devices": 48}},
+        robust("median", groups=3) | {"cohort": {"devices": 720}},
+        robust("trimmed-mean", malicious=2, groups=5),
+        robust("multikrum", malicious=2, groups=7),
+        robust("multikrum", malicious=2, least=7),
+        robust("trimmed-mean", malicious=3, least=7),
+        robust("median", least=3),
         {"cohort": {"devices": 0}},
         {"privacy": {"epsilon": 0.5}},
         {"privacy": {"epsilon": 0.1, "noise": "none"}},

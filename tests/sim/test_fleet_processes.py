@@ -53,7 +53,7 @@ def test_the_key_holder_while_devices_train(story: Story, watched: Watched) -> N
 def test_the_coordinator_while_devices_train_and_its_broker_with_it(
     story: Story, watched: Watched
 ) -> None:
-    """Updates that it gave a receipt for exist nowhere else."""
+    """Commitments that it has not answered are repeated, and written down once."""
     number, _ = story.held()
     broker = child_running(story.fleet.pid(COORDINATOR), "mosquitto")
     assert broker is not None
@@ -62,6 +62,39 @@ def test_the_coordinator_while_devices_train_and_its_broker_with_it(
     story.fleet.restart(COORDINATOR)
     story.move_on()
     is_as_if_nothing_happened(story, watched, number)
+
+
+def test_the_coordinator_while_it_gathers_updates(story: Story, watched: Watched) -> None:
+    """Updates that it gave a receipt for exist nowhere else."""
+    number, late = story.held_in_gathering()
+    early = next(device for device in story.devices if device != late)
+    assert Outbox(story.fleet.device_home(early).outbox).find(story.run, RoundNumber(number)) is None
+    story.fleet.kill(COORDINATOR)
+    story.fleet.restart(COORDINATOR)
+    thaw(story.fleet.pid(late))
+    story.held()
+    is_as_if_nothing_happened(story, watched, number)
+
+
+def test_the_key_holder_after_it_has_fixed_the_set(story: Story, watched: Watched) -> None:
+    number, late = story.held_in_gathering()
+    story.fleet.kill(KEY_HOLDER)
+    story.fleet.restart(KEY_HOLDER)
+    thaw(story.fleet.pid(late))
+    story.held()
+    is_as_if_nothing_happened(story, watched, number)
+
+
+def test_a_device_that_is_bound_to_an_update_and_has_not_handed_it_over(
+    story: Story, watched: Watched
+) -> None:
+    number, late = story.held_in_gathering()
+    (waiting,) = Outbox(story.fleet.device_home(late).outbox).waiting()
+    story.fleet.kill(late)
+    story.fleet.restart(late)
+    story.held()
+    is_as_if_nothing_happened(story, watched, number)
+    assert story.reported(number)[late] == waiting.digest
 
 
 @pytest.fixture
@@ -77,7 +110,7 @@ def closing(story: Story) -> Callable[[], int]:
             lambda: story.view()["rounds"][-1]["state"] == "closing" or None, "the round to close"
         )
         vault = story.fleet.home(KEY_HOLDER) / "rounds" / story.run / str(number)
-        wait_for(lambda: (vault / "fixed.json").exists() or None, "the set to be fixed")
+        wait_for(lambda: (vault / "chosen.json").exists() or None, "the opening to begin")
         assert not (vault / "opened.sum").exists()
         return number
 
@@ -148,7 +181,7 @@ def test_a_device_whose_update_has_no_receipt_yet(story: Story, watched: Watched
     story.held()
     is_as_if_nothing_happened(story, watched, number)
     assert story.reported(number)[device] == waiting.digest
-    assert outbox.waiting() == []
+    assert outbox.find(story.run, RoundNumber(number)) is None
 
 
 def test_the_broker(story: Story, watched: Watched) -> None:

@@ -57,6 +57,7 @@ from shared.wire.messages import (
     Call,
     Contribution,
     Declined,
+    HandOver,
     Invitation,
     KeyAnnouncement,
     Message,
@@ -225,6 +226,8 @@ class ScriptedDevice:
     invitations: list[RoundNumber] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
     offers: dict[tuple[RunId, RoundNumber], Offer] = field(default_factory=dict)
+    handed_over: list[tuple[RoundNumber, bytes]] = field(default_factory=list)
+    """The rounds whose update was asked for, each with the key holder's signed set."""
     asked: list[BlobRequest] = field(default_factory=list)
     present_at: float = float("-inf")
 
@@ -257,6 +260,8 @@ class ScriptedDevice:
             case Refusal(digest=digest, code=code):
                 self.refusals.append((digest, code))
                 self._answered(digest)
+            case HandOver(fixed=fixed):
+                self.handed_over.append((envelope.round, fixed))
             case BlobRequest() as request:
                 self.asked.append(request)
                 self._serve(request)
@@ -534,7 +539,7 @@ class World:
         vectors = [self.devices[name].values(plan, number).tolist() for name in names]
         sums = [sum(column) for column in zip(*vectors, strict=True)]
         size = plan.parameters
-        weight = sums[size] * plan.weight_quantiser.step
+        weight = sums[size] * plan.share_quantiser.step
         return [total * plan.update_quantiser.step / weight for total in sums[:size]]
 
     def first_adapter(self) -> Adapter:

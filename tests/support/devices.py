@@ -14,7 +14,8 @@ from edge_agent.outbox import Outbox
 from edge_agent.participate import Home, Owner
 from edge_agent.training.trainer import Trainer
 from shared.crypto.identity import Identity
-from shared.crypto.sum_cipher import KeyPair, opener_for
+from shared.crypto.sum_cipher import KeyPair, Scheme, opener_for
+from shared.crypto.sum_groups import commitment_to, joined
 from shared.data_files import Example
 from shared.files import digest_of
 from shared.job import RunPlan
@@ -28,11 +29,13 @@ from shared.wire.messages import (
     BlobChunk,
     BlobRequest,
     Contribution,
+    HandOver,
     Invitation,
     KeyAnnouncement,
     Message,
     Receipt,
     Refusal,
+    SumSet,
 )
 from sim.virtual_time import VirtualTime, drive
 from tests.support.trainers import ADAPTER, SeededTrainer
@@ -41,6 +44,8 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 DEVICE = DeviceId("kitchen")
 TRAINS_S = 4.0
+SEED = bytes(range(32))
+"""What the key holder draws groups from."""
 
 
 @dataclass
@@ -107,6 +112,8 @@ class ScriptedCoordinator:
             "count": layout.count,
             "bits": layout.bits,
             "max_devices": layout.max_devices,
+            "groups": plan.job.protection.groups,
+            "draw": commitment_to(SEED),
             "min_devices": plan.job.protection.min_devices,
             "key_id": keys.key_id,
             "digest": self.blob(keys.public),
@@ -126,8 +133,50 @@ class ScriptedCoordinator:
         (self.folder / digest).write_bytes(data)
         return digest
 
+    def fixed_set(
+        self,
+        contribution: Contribution,
+        *,
+        signer: Identity | None = None,
+        run: str | None = None,
+        round_: int | None = None,
+        **changes: Any,
+    ) -> bytes:
+        """The set of four updates, this one among them, as the pinned key holder signs it.
+
+        ``changes`` replace fields of the message; ``signer``, ``run`` and ``round_`` the rest.
+        """
+        at = next(envelope for envelope in self.heard if envelope.message == contribution)
+        others = [digest_of(str(number).encode()) for number in range(3)]
+        fields: dict[str, Any] = {
+            "key_id": contribution.key_id,
+            "digests": joined([Digest(contribution.digest), *others]),
+            "groups": 1,
+            "seed": SEED,
+        } | changes
+        return seal(
+            signer or self.holder,
+            2,
+            SumSet(**fields),
+            run=RunId(at.run if run is None else run),
+            round_=RoundNumber(at.round if round_ is None else round_),
+        )
+
+    def hand_over(self, contribution: Contribution, fixed: bytes | None = None) -> None:
+        """Show the device a fixed set, by default a good one, or an empty one for clear updates."""
+        at = next(envelope for envelope in self.heard if envelope.message == contribution)
+        if fixed is None:
+            in_clear = contribution.scheme == Scheme.CLEAR
+            fixed = b"" if in_clear else self.fixed_set(contribution)
+        self.send(HandOver(fixed), at.run, at.round)
+
     def fetch(self, contribution: Contribution) -> None:
-        """Ask for an update; it arrives in ``frames``."""
+        """Have an update handed over and ask for it; it arrives in ``frames``."""
+        self.hand_over(contribution)
+        self.ask_for(contribution)
+
+    def ask_for(self, contribution: Contribution) -> None:
+        """Ask for an update, and nothing else."""
         self.frames[contribution.digest] = b""
         self.send(BlobRequest(contribution.digest, 0, contribution.size))
 

@@ -6,6 +6,7 @@ offers any blob and any manifest, and repeats its question until it is answered.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 
 from shared.crypto.identity import Identity
 from shared.crypto.sum_cipher import Adder, Scheme, SumContext, SumLayout, cipher_for
+from shared.crypto.sum_groups import drawn_groups, joined, parted
 from shared.files import digest_of
 from shared.key_holder.approvals import Approvals
 from shared.key_holder.holder import KeyHolder
@@ -27,12 +29,14 @@ from shared.wire.messages import (
     BlobChunk,
     BlobRequest,
     Contribution,
+    FixRequest,
     KeyAnnouncement,
     KeyRequest,
     Message,
     Opened,
     OpeningRefused,
     OpenRequest,
+    SumSet,
 )
 from sim.virtual_time import VirtualTime, drive
 
@@ -59,6 +63,48 @@ class Update:
 
     frame: bytes
     record: bytes
+
+    @property
+    def digest(self) -> Digest:
+        """The frame's."""
+        return digest_of(self.frame)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Fix a set, then open the sums of those updates of it that have arrived.
+
+    Attributes:
+        fix: The first half.
+        arrived: What is to be summed.
+        key_id: The round's key.
+        total: Stands for every group's total when the coordinator lies about them.
+    """
+
+    fix: FixRequest
+    arrived: tuple[Update, ...]
+    key_id: str
+    total: bytes | None
+
+    def opening(self, sum_set: SumSet) -> OpenRequest:
+        """The second half, once the set is fixed."""
+        by_digest = {update.digest: update for update in self.arrived}
+        groups = drawn_groups(sum_set.seed, parted(sum_set.digests), sum_set.groups)
+        totals = []
+        for group in groups:
+            present = [by_digest[digest] for digest in group if digest in by_digest]
+            if present:
+                total = total_of(present, self.key_id) if self.total is None else self.total
+                totals.append(hashlib.sha256(total).digest())
+        return OpenRequest(joined(list(by_digest)), b"".join(totals))
+
+
+def total_of(updates: Iterable[Update], key_id: str) -> bytes:
+    """The encrypted total as the coordinator adds it."""
+    total = cipher_for(Scheme.PUBLIC_KEY, LAYOUT).begin(SumContext(RUN, ROUND, key_id))
+    for update in updates:
+        total.add(update.frame)
+    return total.dump()
 
 
 class Town:
@@ -152,20 +198,24 @@ class Town:
 
     def total(self, updates: Iterable[Update], announcement: KeyAnnouncement) -> bytes:
         """The encrypted total as the coordinator adds it."""
-        context = SumContext(RUN, ROUND, announcement.key_id)
-        total = cipher_for(Scheme.PUBLIC_KEY, LAYOUT).begin(context)
-        for update in updates:
-            total.add(update.frame)
-        return total.dump()
+        return total_of(updates, announcement.key_id)
 
     def request(
-        self, updates: list[Update], announcement: KeyAnnouncement, *, total: bytes | None = None
-    ) -> OpenRequest:
-        """The question to open these; ``total`` lies about their sum."""
+        self,
+        updates: list[Update],
+        announcement: KeyAnnouncement,
+        *,
+        total: bytes | None = None,
+        arrived: list[Update] | None = None,
+    ) -> Question:
+        """The question to fix these and to open them, or those of them that ``arrived``.
+
+        ``total`` lies about their sum.
+        """
         manifest = codec.encode([update.record for update in updates])
-        if total is None:
-            total = self.total(updates, announcement)
-        return OpenRequest(self.keep(manifest), len(manifest), digest_of(total))
+        fix = FixRequest(self.keep(manifest), len(manifest))
+        some = updates if arrived is None else arrived
+        return Question(fix, tuple(some), announcement.key_id, total)
 
 
 class Life:
@@ -209,8 +259,15 @@ class Life:
         """Send bytes to the holder."""
         self._end.publish(topics.down(topics.KEY_HOLDER), sealed)
 
-    def ask(self, question: Message, *, run: RunId = RUN, round_: RoundNumber = ROUND) -> Message:
-        """Repeat a question until the holder answers it."""
+    def ask(
+        self, question: Message | Question, *, run: RunId = RUN, round_: RoundNumber = ROUND
+    ) -> Message:
+        """Repeat a question until the holder answers it; of two halves, each."""
+        if isinstance(question, Question):
+            answer = self.ask(question.fix, run=run, round_=round_)
+            if not isinstance(answer, SumSet):
+                return answer
+            return self.ask(question.opening(answer), run=run, round_=round_)
         before = len(self.heard)
 
         def repeat() -> None:
@@ -254,21 +311,25 @@ class Life:
         self.wait(lambda: bool(arrived))
         return arrived[0].read_bytes()
 
-    def announced(self) -> tuple[KeyAnnouncement, bytes]:
+    def announced(self, *, groups: int = 1) -> tuple[KeyAnnouncement, bytes]:
         """The round's announcement and its public key."""
-        answer = self.ask(
-            KeyRequest(Scheme.PUBLIC_KEY, LAYOUT.count, LAYOUT.bits, LAYOUT.max_devices)
-        )
+        answer = self.ask(KeyRequest.of(Scheme.PUBLIC_KEY, LAYOUT, groups))
         assert isinstance(answer, KeyAnnouncement)
         return answer, self.fetch(answer.digest, answer.size)
 
-    def opened(self, request: OpenRequest) -> IntVector:
-        """The sum that the holder opens for this request."""
+    def fixed(self, question: Question) -> SumSet:
+        """The set that the holder fixes for this question."""
+        answer = self.ask(question.fix)
+        assert isinstance(answer, SumSet), answer
+        return answer
+
+    def opened(self, request: Question | OpenRequest) -> IntVector:
+        """The groups' sums that the holder opens for this request, behind each other."""
         answer = self.ask(request)
         assert isinstance(answer, Opened), answer
         return np.frombuffer(self.fetch(answer.digest, answer.size), "<i8")
 
-    def refused(self, request: Message) -> str:
+    def refused(self, request: Message | Question) -> str:
         """The code with which the holder refuses this request."""
         answer = self.ask(request)
         assert isinstance(answer, OpeningRefused), answer

@@ -93,3 +93,11 @@ def memory_of(pid: int) -> Iterator[bytes]:
 def holds_any(pid: int, needles: Sequence[bytes]) -> bool:
     """Whether any of ``needles`` (at most 256 bytes each) is in a process's memory."""
     return any(needle in block for block in memory_of(pid) for needle in needles)
+
+
+def resident_bytes(pid: int) -> int:
+    """How much memory a process has in use."""
+    for line in (_PROC / str(pid) / "status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise ProcessLookupError(f"process {pid} has no memory any more")

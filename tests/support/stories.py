@@ -18,7 +18,13 @@ from typing import Any, Final, TypeVar
 
 import pytest
 
-from coordinator.federation.rounds import AdapterApplied, Planned, SumOpened, UpdateStored
+from coordinator.federation.rounds import (
+    AdapterApplied,
+    Committed,
+    Planned,
+    SumOpened,
+    UpdateStored,
+)
 from coordinator.store.store import Store
 from shared.config import read_json
 from shared.job import RunPlan
@@ -35,7 +41,7 @@ from tests.support.small_fleet import SEED, small_population, small_scenario
 PATIENCE_S: Final = 90.0
 """For what takes seconds on an idle machine."""
 
-ROUNDS: Final = 10
+ROUNDS: Final = 13
 """Of the watched run; the disturbed one has as many, one for each thing that can go wrong."""
 
 STREAM_AT: Final = 64
@@ -110,9 +116,28 @@ class Story:
             if not rounds or rounds[-1]["state"] != "open":
                 return None
             last = int(rounds[-1]["round"])
-            return last if set(self.reported(last)) == others else None
+            return last if self.committed(last) == others else None
 
         return wait_for(number, f"a round that lacks {device} alone")
+
+    def held_in_gathering(self) -> tuple[int, DeviceId]:
+        """Bring the run to where one device alone has not handed its update over.
+
+        That device's agent stands still; :func:`thaw` its process, or kill and restart it.
+        The run is held in the next round again.
+        """
+        number, device = self.held()
+        late = self.devices[(self.devices.index(device) + 2) % len(self.devices)]
+        freeze(self.fleet.pid(late))
+        self.hold_next_from_now()
+        others = set(self.devices) - {late}
+
+        def arrived() -> bool | None:
+            state = self.view()["rounds"][-1]["state"]
+            return (state == "gathering" and set(self.reported(number)) == others) or None
+
+        wait_for(arrived, f"the updates of all but {late}")
+        return number, late
 
     def let_go(self) -> None:
         """Let the held device go on."""
@@ -144,6 +169,12 @@ class Story:
         """The run's plan."""
         with self.store() as store:
             return read_json(RunPlan, store.run(self.run).plan, source="plan")
+
+    def committed(self, number: int) -> set[str]:
+        """The devices that have bound themselves to an update in a round."""
+        return {
+            row.device for at, row in self.rows() if at == number and isinstance(row, Committed)
+        }
 
     def reported(self, number: int) -> dict[str, Digest]:
         """The digest of each device's update that is counted in a round."""
@@ -238,10 +269,11 @@ def watch(folder: Path) -> Watched:
     """Let the small story happen while somebody listens on the broker and reads memory."""
     scenario = small_scenario(folder, training={"rounds": ROUNDS})
     with told(folder, scenario) as story, _listening(story.fleet.ready["broker_port"]) as heard:
-        number, _ = story.held()
+        number, late = story.held_in_gathering()
         vault = story.fleet.home(KEY_HOLDER) / "rounds" / story.run / str(number)
         secret = (vault / "secret.key").read_bytes()
         holding = _holding(secret, story)
+        thaw(story.fleet.pid(late))
         story.let_go()
         view, plan, adapters, sums = story.finished(), story.plan(), story.adapters(), story.sums()
         first, traffic = story.first_adapter(), b"".join(heard)

@@ -323,6 +323,23 @@ def test_a_request_that_is_not_json_is_a_problem_too(api: Api) -> None:
     assert problem(answer)["status"] == 422
 
 
+@pytest.mark.parametrize("depth", [50, 400, 900, 5000, 200_000])
+def test_json_of_any_depth_is_refused_and_not_a_crash(api: Api, depth: int) -> None:
+    deep = b'{"a": ' * depth + b"1" + b"}" * depth
+    body = b'{"job": ' + deep + b', "probe": [], "seed": 0}'
+    answer = api.client.post("/api/v1/runs", content=body, headers=HEADERS)
+    assert answer.status_code in (400, 422)
+
+
+def test_without_the_token_a_long_body_is_not_even_read(api: Api) -> None:
+    for path in ("/api/v1/devices/join", "/api/v1/runs"):
+        answer = api.client.post(path, content=b" " * 200_000)
+        assert answer.status_code == 413
+        assert answer.json()["type"] == "urn:llmos:request"
+    answer = api.client.post("/api/v1/runs", content=b" " * 200_000, headers=HEADERS)
+    assert answer.status_code == 422, "the control: with the token it is read"
+
+
 @pytest.mark.parametrize("text", ['{"job": {"\\ud800": 1}, "probe": [], "seed": 1}'])
 def test_text_that_is_none_is_refused_and_not_a_crash(api: Api, text: str) -> None:
     """JSON can spell lone surrogates, which no file and no answer can hold."""
@@ -395,7 +412,10 @@ def test_answers_hold_no_update_and_nothing_that_names_one(api: Api) -> None:
         rounds.KeyAnnounced(b"announcement"),
         rounds.Invited(("kitchen", "cellar"), 1.0),
         rounds.DeviceDeclined("cellar", "busy", "not now"),
-        rounds.UpdateStored("kitchen", digest, record),
+        rounds.Committed("kitchen", digest, record),
+        rounds.Proposed(("kitchen",)),
+        rounds.SetFixed(("kitchen",), (0,), record, 2.0),
+        rounds.UpdateStored("kitchen", digest),
     ]
     for row in history:
         api.store.commit(RunId("trial"), RoundNumber(1), row, now=1.0)

@@ -1,4 +1,4 @@
-"""The running total is a function of the stored updates, whatever happens to its process."""
+"""The running totals are a function of the stored updates, whatever happens to their process."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from shared.crypto.sum_cipher import (
     opener_for,
 )
 from shared.crypto.sum_worker import SumWorker
-from shared.errors import ChildDied, ProtocolError, UndecodableMessage
-from shared.files import digest_of
+from shared.errors import ChildDied, CohortTooSmall, ProtocolError, UndecodableMessage
 from shared.types import IntVector, RoundNumber, RunId
 
 LAYOUT = SumLayout(count=50, bits=12, max_devices=8)
@@ -50,14 +49,13 @@ class Bench:
         path.write_bytes(frame)
         return path, values
 
-    def open(self, secure_sum: SecureSum) -> list[int]:
-        total, digest = secure_sum.total()
-        assert digest == digest_of(total)
+    def open(self, secure_sum: SecureSum, *, devices: int, group: int = 0) -> list[int]:
+        """What a total opens to, which fails unless so many devices are in it."""
         values = self.opener.open(
-            total,
+            secure_sum.total(group),
             secret_key=self.keys.secret,
             context=self.context,
-            devices=secure_sum.devices,
+            devices=devices,
         )
         return [int(value) for value in values]
 
@@ -84,11 +82,35 @@ def test_the_total_is_the_plain_sum_in_any_order(bench: Bench) -> None:
     for path, _ in stored:
         forwards.fold(path)
     total = forwards.total()
-    assert bench.open(forwards) == sum(values for _, values in stored).tolist()  # type: ignore[union-attr]
+    assert bench.open(forwards, devices=3) == sum(values for _, values in stored).tolist()  # type: ignore[union-attr]
     for path, _ in reversed(stored):
         backwards.fold(path)
     assert backwards.total() == total
-    assert (forwards.devices, backwards.devices) == (3, 3)
+
+
+def test_groups_are_summed_apart_and_come_back_after_their_worker_died(bench: Bench) -> None:
+    stored = [bench.stored(seed) for seed in range(5)]
+    secure_sum = bench.sum()
+    for number, (path, _) in enumerate(stored):
+        secure_sum.fold(path, number % 2)
+    before = [secure_sum.total(group) for group in (0, 1)]
+    bench.kill_worker()
+    assert [secure_sum.total(group) for group in (1, 0)] == before[::-1]
+    for group, devices in ((0, 3), (1, 2)):
+        expected = np.sum([values for _, values in stored[group::2]], axis=0)
+        assert bench.open(secure_sum, devices=devices, group=group) == expected.tolist()
+
+
+def test_discarding_frees_every_group_and_the_files_bring_them_back(bench: Bench) -> None:
+    (first, a), (second, b) = bench.stored(1), bench.stored(2)
+    secure_sum = bench.sum()
+    secure_sum.fold(first, 0)
+    secure_sum.fold(second, 1)
+    secure_sum.discard()
+    with pytest.raises(ChildDied):
+        bench.worker.dump(bench.context)
+    assert bench.open(secure_sum, devices=1, group=0) == a.tolist()
+    assert bench.open(secure_sum, devices=1, group=1) == b.tolist()
 
 
 @pytest.mark.parametrize("moment", ["before", "between", "after"])
@@ -108,7 +130,7 @@ def test_a_worker_that_dies_costs_nothing(bench: Bench, moment: str) -> None:
         secure_sum.fold(first)
         secure_sum.fold(second)
         bench.kill_worker()
-    assert bench.open(secure_sum) == (a + b).tolist()
+    assert bench.open(secure_sum, devices=2) == (a + b).tolist()
 
 
 def test_a_refused_update_leaves_the_total_as_it_was(bench: Bench) -> None:
@@ -122,11 +144,10 @@ def test_a_refused_update_leaves_the_total_as_it_was(bench: Bench) -> None:
         with pytest.raises(UndecodableMessage):
             secure_sum.fold(bad)
     assert secure_sum.total() == before
-    assert secure_sum.devices == 1
     # And once more when the total has to be built again: the bad one is not among its files.
     bench.kill_worker()
     assert secure_sum.total() == before
-    assert bench.open(secure_sum) == values.tolist()
+    assert bench.open(secure_sum, devices=1) == values.tolist()
 
 
 def test_an_update_of_another_round_is_refused(bench: Bench) -> None:
@@ -135,7 +156,8 @@ def test_an_update_of_another_round_is_refused(bench: Bench) -> None:
     secure_sum = SecureSum(bench.worker, LAYOUT, bench.scheme, other)
     with pytest.raises(ProtocolError, match="another round"):
         secure_sum.fold(path)
-    assert secure_sum.devices == 0
+    with pytest.raises(CohortTooSmall):
+        secure_sum.total()
 
 
 class Fragile:
@@ -165,6 +187,5 @@ def test_an_update_that_kills_the_worker_twice_is_not_counted(bench: Bench) -> N
     with pytest.raises(ChildDied):
         secure_sum.fold(poison)
     assert fragile.deaths == 2
-    assert secure_sum.devices == 1
     secure_sum.fold(later)
-    assert bench.open(secure_sum) == (a + b).tolist()
+    assert bench.open(secure_sum, devices=2) == (a + b).tolist()

@@ -16,6 +16,7 @@ from coordinator.federation.server_update import (
     federated_evaluation,
     gate,
     server_step,
+    share_saturated,
     weighted_mean,
 )
 from shared.errors import GateRefused, ShapeMismatch
@@ -26,7 +27,10 @@ PLAN = small_plan()
 COUNT = PLAN.layout.count
 BOUND = PLAN.layout.magnitude
 
-vectors = st.lists(st.integers(-BOUND, BOUND), min_size=COUNT - 1, max_size=COUNT - 1)
+PARAMETERS = PLAN.parameters
+"""Behind them stand the weight and the share of saturated values."""
+
+vectors = st.lists(st.integers(-BOUND, BOUND), min_size=PARAMETERS, max_size=PARAMETERS)
 weights = st.integers(1, BOUND)
 
 
@@ -34,27 +38,27 @@ weights = st.integers(1, BOUND)
 def test_the_mean_is_the_sum_of_weighted_updates_over_the_sum_of_weights(
     devices: list[tuple[list[int], int]],
 ) -> None:
-    total = np.array([[*vector, weight] for vector, weight in devices], np.int64).sum(axis=0)
+    total = np.array([[*vector, weight, 9] for vector, weight in devices], np.int64).sum(axis=0)
     mean = weighted_mean(total, PLAN)
     # In fractions, so that only the last float operations of the code under test can differ.
     value_range, levels = Fraction(PLAN.value_range), BOUND
     share = Fraction(sum(weight for _, weight in devices), levels)
-    for index in range(COUNT - 1):
+    for index in range(PARAMETERS):
         exact = sum(vector[index] for vector, _ in devices) * value_range / levels / share
         assert mean[index] == pytest.approx(float(exact), rel=1e-12, abs=0)
 
 
 def test_the_mean_of_one_device_is_its_update() -> None:
     weight = BOUND // 2
-    total = np.array([*range(-3, COUNT - 4), weight], np.int64)
-    update = PLAN.update_quantiser.dequantise(total[:-1]) / (weight / BOUND)
+    total = np.array([*range(-3, PARAMETERS - 3), weight, 9], np.int64)
+    update = PLAN.update_quantiser.dequantise(total[:PARAMETERS]) / (weight / BOUND)
     assert weighted_mean(total, PLAN) == pytest.approx(update)
 
 
 @pytest.mark.parametrize("weight", [0, -1])
 def test_without_weight_there_is_no_mean(weight: int) -> None:
     total = np.zeros(COUNT, np.int64)
-    total[-1] = weight
+    total[PARAMETERS] = weight
     with pytest.raises(GateRefused, match="weights"):
         weighted_mean(total, PLAN)
 
@@ -108,7 +112,7 @@ def test_moments_survive_their_bytes(values: list[float]) -> None:
 
 
 def change_of_norm(norm: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    change = np.zeros(COUNT - 1)
+    change = np.zeros(PARAMETERS)
     change[2] = -norm
     return change
 
@@ -119,7 +123,7 @@ SIZE = EVALUATED.parameters
 
 @given(score=st.integers(-BOUND, 2 * BOUND), count=st.integers(-BOUND, 2 * BOUND))
 def test_an_evaluation_is_the_quotient_of_the_last_two_sums(score: int, count: int) -> None:
-    total = np.array([*range(SIZE), BOUND, score, count], np.int64)
+    total = np.array([*range(SIZE), BOUND, 9, score, count], np.int64)
     found = federated_evaluation(total, EVALUATED)
     step = Fraction(EVALUATED.job.training.examples_cap) / BOUND
     if count * step < 1:
@@ -132,7 +136,7 @@ def test_an_evaluation_is_the_quotient_of_the_last_two_sums(score: int, count: i
 
 
 def test_the_weight_is_found_in_front_of_the_evaluation() -> None:
-    total = np.array([*([BOUND] * SIZE), BOUND // 2, 1, 2], np.int64)
+    total = np.array([*([BOUND] * SIZE), BOUND // 2, 9, 1, 2], np.int64)
     mean = weighted_mean(total, EVALUATED)
     assert mean == pytest.approx([EVALUATED.value_range / (BOUND // 2 / BOUND)] * SIZE)
 
@@ -141,7 +145,7 @@ def test_a_run_that_does_not_evaluate_has_no_evaluation() -> None:
     assert federated_evaluation(np.ones(COUNT, np.int64), PLAN) is None
 
 
-@pytest.mark.parametrize("length", [SIZE + 1, SIZE + 2, SIZE + 4])
+@pytest.mark.parametrize("length", [SIZE + 1, SIZE + 2, SIZE + 3, SIZE + 5])
 def test_a_sum_of_another_length_says_nothing(length: int) -> None:
     with pytest.raises(ShapeMismatch):
         federated_evaluation(np.ones(length, np.int64), EVALUATED)
@@ -149,10 +153,35 @@ def test_a_sum_of_another_length_says_nothing(length: int) -> None:
 
 def test_one_example_is_enough_and_a_hair_less_is_not() -> None:
     plan = small_plan(evaluation={"share": 0.1}, training={"examples_cap": BOUND})
-    total = np.array([*([0] * SIZE), BOUND, 1, 1], np.int64)
+    total = np.array([*([0] * SIZE), BOUND, 9, 1, 1], np.int64)
     assert federated_evaluation(total, plan) == Evaluation(1.0, 1.0)
     total[-1] = 0
     assert federated_evaluation(total, plan) is None
+
+
+@given(shares=st.lists(st.integers(0, BOUND), min_size=1, max_size=8))
+def test_the_share_saturated_is_the_devices_mean(shares: list[int]) -> None:
+    total = np.zeros(COUNT, np.int64)
+    total[PARAMETERS] = 5
+    total[PARAMETERS + 1] = sum(shares)
+    exact = Fraction(sum(shares), BOUND * len(shares))
+    assert share_saturated(total, len(shares), PLAN) == pytest.approx(float(exact), abs=1e-12)
+
+
+@pytest.mark.parametrize(("told", "shown"), [(-BOUND, 0.0), (2 * BOUND, 1.0)])
+def test_a_hostile_share_saturated_stays_a_share(told: int, shown: float) -> None:
+    total = np.zeros(COUNT, np.int64)
+    total[PARAMETERS + 1] = told
+    assert share_saturated(total, 1, PLAN) == shown
+
+
+@given(st.lists(floats, min_size=3, max_size=3))
+def test_robust_rules_step_along_what_the_updates_agreed_on(agreed: list[float]) -> None:
+    for name in ("median", "trimmed-mean", "multikrum"):
+        rule = ServerTable(rule=name, learning_rate=0.5)
+        change, state = server_step(rule, ServerState.initial(), np.array(agreed))
+        assert change.tolist() == [0.5 * value for value in agreed]
+        assert state.to_bytes() == b""
 
 
 LIMIT = PLAN.update_norm * BOUND

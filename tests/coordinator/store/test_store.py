@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.federation import rounds
-from coordinator.federation.rounds import Closed, Planned, Transition, UpdateStored
+from coordinator.federation.rounds import Closed, Committed, Planned, Transition, UpdateStored
 from coordinator.store.store import Store, by_round
 from shared.errors import AccessDenied, DataError, LlmOsError, RunNotFound, StorageError
 from shared.files import digest_of
@@ -72,6 +72,7 @@ VALUES: dict[object, st.SearchStrategy[Any]] = {
     int: st.integers(0, 2**62),
     bool: st.booleans(),
     tuple[str, ...]: st.lists(TEXT, max_size=4).map(tuple),
+    tuple[int, ...]: st.lists(st.integers(0, 2**31), max_size=4).map(tuple),
     dict[str, float]: st.dictionaries(TEXT, st.floats(allow_nan=False), max_size=3),
 }
 
@@ -129,7 +130,7 @@ def test_a_reader_beside_sees_what_was_committed(store: Store) -> None:
 
 
 def test_another_process_sees_what_was_committed_though_this_one_goes_on(store: Store) -> None:
-    store.commit(RUN, RoundNumber(1), UpdateStored("a", DIGEST, b"record"), now=1.0)
+    store.commit(RUN, RoundNumber(1), UpdateStored("a", DIGEST), now=1.0)
     code = (
         "import sys; from pathlib import Path; from coordinator.store.store import Store;"
         "s = Store(f'sqlite:///{sys.argv[1]}/store.db', Path(sys.argv[1]));"
@@ -176,7 +177,7 @@ def test_a_milestone_happens_once(store: Store) -> None:
 
 def test_which_update_was_counted_depends_on_run_round_and_device(store: Store) -> None:
     store.add_run(RunId("other"), "{}", DIGEST, now=2.0)
-    store.commit(RUN, RoundNumber(2), UpdateStored("a", DIGEST, b""), now=1.0)
+    store.commit(RUN, RoundNumber(2), UpdateStored("a", DIGEST), now=1.0)
     device = DeviceId("a")
     assert store.counted(RUN, RoundNumber(2), device) == DIGEST
     assert store.counted(RUN, RoundNumber(1), device) is None
@@ -302,7 +303,7 @@ def test_a_database_of_another_version_is_refused(store: Store) -> None:
     with sqlite3.connect(store.folder / "store.db") as database:
         database.execute("UPDATE schema_version SET version = 1")
     database.close()
-    with pytest.raises(StorageError, match="has schema 1, this program knows 2"):
+    with pytest.raises(StorageError, match="has schema 1, this program knows 3"):
         open_store(store.folder)
 
 
@@ -352,7 +353,7 @@ refused(lambda: Store(f"sqlite:///{folder / 'new' / 'store.db'}", folder / "new"
 
 
 def test_a_full_disk_is_a_storage_error_and_leaves_no_row(store: Store) -> None:
-    row = UpdateStored("a", DIGEST, b"x" * 3_000_000)
+    row = Committed("a", DIGEST, b"x" * 3_000_000)
     with store._engine.connect() as connection:
         # SQLite's own notion of a full disk, for the connection that the pool hands out next.
         connection.exec_driver_sql("PRAGMA max_page_count = 60")

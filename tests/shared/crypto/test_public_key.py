@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from shared.crypto.public_key import (
     _seal,
 )
 from shared.crypto.residues import Residues
-from shared.crypto.sum_cipher import MAX_DEVICES, KeyPair, SumContext, SumLayout
+from shared.crypto.sum_cipher import CAPACITY, MAX_DEVICES, KeyPair, SumContext, SumLayout
 from shared.errors import (
     DependencyMissing,
     LlmOsError,
@@ -36,7 +37,7 @@ from shared.types import IntVector, RoundNumber, RunId
 pytest.importorskip("tenseal", reason="the extra 'crypto' brings it")
 
 ROOT = Path(__file__).parents[3]
-LAYOUT = SumLayout(count=20_000, bits=12, max_devices=256)
+LAYOUT = SumLayout(count=20_000, bits=12, max_devices=MAX_DEVICES)
 CIPHER = PublicKeySum(LAYOUT)
 OPENER = PublicKeyOpener(LAYOUT)
 COUNT_AT, KEY_PARAMETERS_AT, KEY_PAYLOAD_AT = 92, 8, 40
@@ -63,7 +64,7 @@ def values(seed: int, magnitude: int = 2047) -> IntVector:
 
 @sets
 def test_fields_at_their_bound_do_not_touch(parameters: Parameters) -> None:
-    bound = MAX_DEVICES * (2 ** (parameters.bits - 1) - 1)
+    bound = CAPACITY * (2 ** (parameters.bits - 1) - 1)
     for pattern in ([1, 1, 1], [-1, -1, -1], [1, -1, 1], [-1, 1, -1], [0, 0, 1], [0, 1, 0]):
         fields = np.repeat(np.array(pattern[: parameters.fields]) * bound, DEGREE)
         assert np.array_equal(parameters.unpack(parameters.pack(fields)), fields)
@@ -75,7 +76,7 @@ def test_one_device_past_the_fields_capacity_runs_into_the_neighbour(
 ) -> None:
     magnitude = 2 ** (parameters.bits - 1) - 1
     capacity = (2 ** (parameters.field_bits - 1) - 1) // magnitude
-    assert MAX_DEVICES <= capacity <= MAX_DEVICES + 2
+    assert CAPACITY <= capacity <= CAPACITY + 2
     for devices, exact in ((capacity, True), (capacity + 1, False)):
         fields = np.zeros(parameters.values_per_ciphertext, dtype=np.int64)
         fields[:DEGREE] = devices * magnitude
@@ -84,9 +85,9 @@ def test_one_device_past_the_fields_capacity_runs_into_the_neighbour(
 
 @sets
 def test_the_largest_slot_is_below_half_the_plain_modulus(parameters: Parameters) -> None:
-    assert parameters.slot_bound(MAX_DEVICES) < parameters.plain_modulus // 2
-    full = np.full(parameters.values_per_ciphertext, MAX_DEVICES * (2 ** (parameters.bits - 1) - 1))
-    assert set(parameters.pack(full).ravel().tolist()) == {parameters.slot_bound(MAX_DEVICES)}
+    assert parameters.slot_bound(CAPACITY) < parameters.plain_modulus // 2
+    full = np.full(parameters.values_per_ciphertext, CAPACITY * (2 ** (parameters.bits - 1) - 1))
+    assert set(parameters.pack(full).ravel().tolist()) == {parameters.slot_bound(CAPACITY)}
 
 
 @sets
@@ -102,8 +103,8 @@ def test_moduli_are_what_batching_needs(parameters: Parameters) -> None:
 
 @sets
 def test_the_stated_noise_tail_is_far_beyond_what_is_promised(parameters: Parameters) -> None:
-    assert parameters.noise_tail_log2(MAX_DEVICES) < -117
-    assert parameters.noise_tail_log2(2) < parameters.noise_tail_log2(MAX_DEVICES)
+    assert parameters.noise_tail_log2(CAPACITY) < -117
+    assert parameters.noise_tail_log2(2) < parameters.noise_tail_log2(CAPACITY)
 
 
 @sets
@@ -119,7 +120,7 @@ def test_noise_over_the_most_devices_is_as_derived(parameters: Parameters) -> No
     generator.create_public_key(key)
     encryptor, evaluator = api.Encryptor(seal._context, key), api.Evaluator(seal._context)
     encryptor.encrypt_zero(total)
-    for _ in range(MAX_DEVICES - 1):
+    for _ in range(CAPACITY - 1):
         fresh = api.Ciphertext()
         encryptor.encrypt_zero(fresh)
         evaluator.add_inplace(total, fresh)
@@ -133,9 +134,26 @@ def test_noise_that_is_not_fresh_is_outside_the_promise_and_found(
     frame = CIPHER.encrypt(values(1), public_key=keys.public, context=context)
     total = CIPHER.begin(context)
     for _ in range(MAX_DEVICES):
-        total.add(frame)  # the same noise 256 times adds up instead of averaging out
+        total.add(frame)  # the same noise 240 times adds up instead of averaging out
     with pytest.raises(SumOutOfRange):
         OPENER.open(total.dump(), secret_key=keys.secret, context=context, devices=MAX_DEVICES)
+
+
+@sets
+def test_the_range_check_keeps_its_teeth_at_the_most_devices(parameters: Parameters) -> None:
+    """Random slots, as a crafted ciphertext decrypts to, do not all fall within reach.
+
+    The control is the fields' whole capacity, where more than every hundredth attempt would pass.
+    """
+    reach = 2 ** (parameters.bits - 1) - 1
+    fields = parameters.values_per_ciphertext
+
+    def log2_chance(devices: int) -> float:
+        return fields * math.log2(min(1.0, (2 * devices * reach + 1) / 2**parameters.field_bits))
+
+    assert log2_chance(MAX_DEVICES) < -700
+    if parameters.bits > 8:
+        assert log2_chance(CAPACITY) > -7
 
 
 # Hostile frames and totals.
@@ -265,7 +283,7 @@ ADDING = """
 import sys
 from pathlib import Path
 from shared.crypto.sum_cipher import Scheme, SumContext, SumLayout, cipher_for, opener_for
-cipher = cipher_for(Scheme.PUBLIC_KEY, SumLayout(20_000, 12, 256))
+cipher = cipher_for(Scheme.PUBLIC_KEY, SumLayout(20_000, 12, 240))
 total = cipher.begin(SumContext("run", 1, sys.argv[2]))
 total.add(Path(sys.argv[1]).read_bytes())
 total.dump()

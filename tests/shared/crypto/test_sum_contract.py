@@ -67,7 +67,9 @@ class Party:
 
 
 @cache
-def party(scheme: Scheme, bits: int = 12, count: int = 100, max_devices: int = 256) -> Party:
+def party(
+    scheme: Scheme, bits: int = 12, count: int = 100, max_devices: int = MAX_DEVICES
+) -> Party:
     layout = SumLayout(count=count, bits=bits, max_devices=max_devices)
     opener = opener_for(scheme, layout)
     keys = opener.new_key_pair()

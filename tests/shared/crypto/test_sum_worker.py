@@ -195,7 +195,7 @@ def test_no_operation_takes_a_key() -> None:
     }
     assert taken == {
         *("total_id", "path", "scheme", "count", "bits", "max_devices"),
-        *("run", "round", "key_id"),
+        *("run", "round", "key_id", "group"),
     }
 
 

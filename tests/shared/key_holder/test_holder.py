@@ -21,6 +21,7 @@ import pytest
 
 from shared.crypto.public_key import DEGREE, PARAMETERS, PublicKeySum, _seal
 from shared.crypto.sum_cipher import Scheme, SumContext, opener_for
+from shared.crypto.sum_groups import commitment_to, drawn_groups, joined, parted
 from shared.crypto.sum_worker import SumWorker
 from shared.errors import StorageError
 from shared.files import digest_of, digest_of_file, write_durably
@@ -35,15 +36,17 @@ from shared.wire.messages import (
     KINDS,
     Call,
     Contribution,
+    FixRequest,
     KeyAnnouncement,
     KeyRequest,
     Opened,
     OpeningRefused,
     OpenRequest,
+    SumSet,
 )
 from tests.support.key_holding import LAYOUT, MIN_DEVICES, ROUND, RUN, Life, Town, Update
 
-KEY_REQUEST = KeyRequest(Scheme.PUBLIC_KEY, LAYOUT.count, LAYOUT.bits, LAYOUT.max_devices)
+KEY_REQUEST = KeyRequest.of(Scheme.PUBLIC_KEY, LAYOUT, 1)
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +105,8 @@ def test_the_sum_of_enough_devices_is_opened_exactly(
 
 
 def test_no_message_to_the_holder_can_carry_a_total() -> None:
-    """What it acts upon names digests of contributions; the total is only ever a digest."""
-    to_holder = {"BlobRequest", "BlobChunk", "KeyRequest", "OpenRequest"}
+    """What it acts upon names digests of contributions; totals are only ever digests."""
+    to_holder = {"BlobRequest", "BlobChunk", "KeyRequest", "FixRequest", "OpenRequest"}
     handled = {kind.__name__ for kind in KINDS.values()} & set(KeyHolder._handle.__code__.co_names)
     assert handled == to_holder
     carriers = {
@@ -112,7 +115,30 @@ def test_no_message_to_the_holder_can_carry_a_total() -> None:
         for field in dataclasses.fields(getattr(messages, name))
         if field.type == "bytes"
     }
-    assert carriers == {("BlobChunk", "data")}  # of blobs that the holder itself asked for
+    assert carriers == {
+        ("BlobChunk", "data"),  # of blobs that the holder itself asked for
+        ("OpenRequest", "digests"),  # 32 bytes each, as the next test shows
+        ("OpenRequest", "totals"),
+    }
+
+
+def test_an_opening_names_whole_digests_and_each_once(
+    life: Life, town: Town, round_: tuple[KeyAnnouncement, bytes]
+) -> None:
+    question = town.request(updates_of(town, round_, 0, 1, 2), round_[0])
+    right = question.opening(life.fixed(question))
+    crafted = crafted_total(round_[0])
+    for wrong in (
+        dataclasses.replace(right, totals=crafted),
+        dataclasses.replace(right, digests=crafted),
+        dataclasses.replace(right, digests=right.digests[:-1]),
+        dataclasses.replace(right, digests=right.digests + right.digests[:32]),
+        dataclasses.replace(right, totals=right.totals + bytes(32)),
+        dataclasses.replace(right, totals=b""),
+    ):
+        assert life.refused(wrong).startswith("protocol")
+    assert nothing_was_opened(town)
+    assert np.array_equal(life.opened(right), sum_of(town, 0, 1, 2))
 
 
 def crafted_total(announcement: KeyAnnouncement) -> bytes:
@@ -234,11 +260,6 @@ def test_a_holder_that_would_open_one_update_does_not_start(town: Town, min_devi
         Life(town, min_devices=min_devices)
 
 
-def unapproved(town: Town, round_: tuple[KeyAnnouncement, bytes]) -> list[Update]:
-    town.approvals.withdraw("device-2")
-    return updates_of(town, round_, 0, 1, 2, 3)
-
-
 def forged(town: Town, round_: tuple[KeyAnnouncement, bytes]) -> list[Update]:
     """The coordinator signs in the name of an approved device."""
     *rest, last = updates_of(town, round_, 0, 1, 2)
@@ -255,6 +276,15 @@ def signed_by_the_coordinator(town: Town, round_: tuple[KeyAnnouncement, bytes])
 def of_another_round(town: Town, round_: tuple[KeyAnnouncement, bytes]) -> list[Update]:
     replayed = town.update(town.devices[2], *round_, round_=RoundNumber(2))
     return [*updates_of(town, round_, 0, 1), replayed]
+
+
+def of_another_run(town: Town, round_: tuple[KeyAnnouncement, bytes]) -> list[Update]:
+    frame = town.update(town.devices[2], *round_).frame
+    message = Contribution(
+        "device-2", digest_of(frame), len(frame), round_[0].scheme, round_[0].key_id
+    )
+    record = seal(town.devices[2].identity, 1, message, run=RunId("another"), round_=ROUND)
+    return [*updates_of(town, round_, 0, 1), Update(frame, record)]
 
 
 def under_another_key(town: Town, round_: tuple[KeyAnnouncement, bytes]) -> list[Update]:
@@ -294,10 +324,10 @@ def a_path_for_a_digest(town: Town, round_: tuple[KeyAnnouncement, bytes]) -> li
 @pytest.mark.parametrize(
     ("attack", "code"),
     [
-        (unapproved, "privacy.not_approved"),
         (signed_by_the_coordinator, "privacy.not_approved"),
         (forged, "protocol.signature"),
         (of_another_round, "protocol"),
+        (of_another_run, "protocol"),
         (under_another_key, "protocol.wrong_key"),
         (one_device_twice, "protocol"),
         (one_record_twice, "protocol"),
@@ -316,13 +346,29 @@ def test_a_set_with_one_wrong_contribution_is_refused_whole(
     request = town.request(attack(town, round_), round_[0], total=b"")
     before = len(town.asked_for)
     assert life.refused(request) == code
-    assert town.asked_for[before:] == [request.manifest]  # no ciphertext was even looked at
+    assert town.asked_for[before:] == [request.fix.manifest]  # no ciphertext was even looked at
     assert nothing_was_opened(town)
     assert not (town.vault / "fixed.json").exists()
     # And the round is not lost: an honest set opens.
     town.approvals.approve("device-2", town.devices[2].identity.public)
     updates = updates_of(town, round_, 0, 1, 2)
     assert np.array_equal(life.opened(town.request(updates, round_[0])), sum_of(town, 0, 1, 2))
+
+
+def test_a_device_that_nobody_approved_is_left_out_and_cannot_be_summed(
+    life: Life, town: Town, round_: tuple[KeyAnnouncement, bytes]
+) -> None:
+    updates = updates_of(town, round_, 0, 1, 2, 3)
+    town.approvals.withdraw("device-2")
+    question = town.request(updates, round_[0])
+    sum_set = life.fixed(question)
+    assert parted(sum_set.digests) == sorted(updates[number].digest for number in (0, 1, 3))
+    assert life.refused(question.opening(sum_set)) == "protocol"
+    assert nothing_was_opened(town)
+    town.approvals.approve("device-2", town.devices[2].identity.public)
+    assert life.refused(question) == "privacy.already_opened", "approved too late for this round"
+    kept = town.request([updates[0], updates[1], updates[3]], round_[0])
+    assert np.array_equal(life.opened(kept), sum_of(town, 0, 1, 3))
 
 
 def test_control_without_approvals_the_coordinator_makes_up_the_others(
@@ -371,7 +417,7 @@ def test_control_without_approvals_the_coordinator_makes_up_the_others(
 def test_a_manifest_that_is_none_is_refused(
     life: Life, town: Town, round_: tuple[KeyAnnouncement, bytes], manifest: bytes
 ) -> None:
-    request = OpenRequest(town.keep(manifest), len(manifest), "0" * 64)
+    request = FixRequest(town.keep(manifest), len(manifest))
     assert life.refused(request).startswith(("protocol", "privacy.cohort"))
     assert nothing_was_opened(town)
 
@@ -380,7 +426,7 @@ def test_a_manifest_beyond_the_limit_is_not_fetched(
     life: Life, town: Town, round_: tuple[KeyAnnouncement, bytes]
 ) -> None:
     limit = holder_module.MAX_MANIFEST_BYTES
-    assert life.refused(OpenRequest("0" * 64, limit + 1, "0" * 64)) == "protocol"
+    assert life.refused(FixRequest("0" * 64, limit + 1)) == "protocol"
     assert "0" * 64 not in town.asked_for
 
 
@@ -389,7 +435,7 @@ def test_a_manifest_is_named_by_a_digest_and_not_by_a_path(
     life: Life, town: Town, round_: tuple[KeyAnnouncement, bytes], name: str
 ) -> None:
     before = sorted(town.home.rglob("*"))
-    assert life.refused(OpenRequest(name, 10, "0" * 64)) == "protocol.undecodable"
+    assert life.refused(FixRequest(name, 10)) == "protocol.undecodable"
     assert sorted(town.home.rglob("*")) == before
 
 
@@ -443,14 +489,8 @@ def scaled(town: Town, round_: tuple[KeyAnnouncement, bytes], factor: int) -> by
     return cipher._contribution.wrap(*cipher._payload(scaled), context=context, devices=1)
 
 
-def test_known_weakness_one_device_that_saw_the_others_frames_can_cancel_them(
-    life: Life, town: Town, round_: tuple[KeyAnnouncement, bytes]
-) -> None:
-    """What the threat model says of it holds: the sum is then one device's update.
-
-    No form of the frame gives it away. Whoever mends this turns the last line round.
-    """
-    victim, *others = updates_of(town, round_, 0, 1, 2)
+def cancelling(town: Town, round_: tuple[KeyAnnouncement, bytes], others: list[Update]) -> Update:
+    """An encryption of zero minus ``others``: what a device can make that has seen them."""
     cipher = PublicKeySum(LAYOUT)
     context = SumContext(RUN, ROUND, round_[0].key_id)
     primes = cipher.parameters.data_primes
@@ -469,9 +509,40 @@ def test_known_weakness_one_device_that_saw_the_others_frames_can_cancel_them(
             )
         ]
     frame = cipher._contribution.wrap(*cipher._payload(crafted), context=context, devices=1)
-    colluding = town.signed(town.devices[3], round_[0], frame)
+    return town.signed(town.devices[3], round_[0], frame)
+
+
+def test_control_a_device_that_chooses_after_it_saw_the_others_cancels_them(
+    life: Life, town: Town, round_: tuple[KeyAnnouncement, bytes]
+) -> None:
+    """Were ciphertexts shown before the set is fixed: no form of the frame gives it away."""
+    victim, *others = updates_of(town, round_, 0, 1, 2)
+    colluding = cancelling(town, round_, others)
     opened = life.opened(town.request([victim, *others, colluding], round_[0]))
     assert np.array_equal(opened, town.devices[0].values)
+
+
+def test_once_the_set_is_fixed_what_a_device_chooses_is_not_summed(
+    life: Life, town: Town, round_: tuple[KeyAnnouncement, bytes]
+) -> None:
+    """Devices show their ciphertexts only now (``tests/edge_agent/test_agent.py``)."""
+    *honest, bound = updates_of(town, round_, 0, 1, 2, 3)
+    question = town.request([*honest, bound], round_[0])
+    sum_set = life.fixed(question)
+    chosen = cancelling(town, round_, honest[1:])
+    # As a member of the set, which it is not.
+    late = town.request([*honest, bound], round_[0], arrived=[*honest, chosen])
+    assert life.refused(late.opening(sum_set)) == "protocol"
+    # As another set.
+    assert life.refused(town.request([*honest, chosen], round_[0])) == "privacy.already_opened"
+    # In the place of the frame that the device is bound to.
+    swapped = town.total([*honest, chosen], round_[0])
+    lie = dataclasses.replace(question, total=swapped)
+    town.keep(chosen.frame, under=bound.digest)
+    assert life.refused(lie.opening(sum_set)) == "protocol.digest"
+    assert nothing_was_opened(town)
+    town.keep(bound.frame)
+    assert np.array_equal(life.opened(question), sum_of(town, 0, 1, 2, 3))
 
 
 def test_a_scaled_ciphertext_of_an_honest_device_is_not_what_it_signed(
@@ -484,7 +555,7 @@ def test_a_scaled_ciphertext_of_an_honest_device_is_not_what_it_signed(
     assert nothing_was_opened(town)
 
 
-# H4: no value that honest devices cannot reach.
+# H5: no value that honest devices cannot reach.
 
 
 def test_a_sum_beyond_reach_is_not_released_and_costs_the_round_its_key(
@@ -517,7 +588,7 @@ def test_control_without_the_range_check_it_would_be_released(
     assert np.abs(opened).max() > 3 * LAYOUT.magnitude
 
 
-# H3, H5, H7: once, then never again; logged before it leaves.
+# H3, H4, H6, H8: once, then never again; logged before it leaves.
 
 
 def test_another_set_in_the_same_round_is_refused_for_ever(
@@ -586,9 +657,14 @@ def test_after_the_opening_the_key_and_the_ciphertexts_are_gone_and_the_log_tell
     left = b"".join(path.read_bytes() for path in town.home.rglob("*") if path.is_file())
     assert secret[-1000:] not in left
     (record,) = openings(town)
-    assert record["devices"] == ["device-0", "device-1", "device-2"]
-    assert (record["run"], record["round"], record["total"]) == (RUN, ROUND, request.total)
-    assert record["sum"] == digest_of(opened.astype("<i8").tobytes())
+    (group,) = record["groups"]
+    assert (record["run"], record["round"]) == (RUN, ROUND)
+    assert group == {
+        "devices": ["device-0", "device-1", "device-2"],
+        "total": digest_of(town.total(updates, round_[0])),
+        "sum": digest_of(opened.astype("<i8").tobytes()),
+        "within_reach": True,
+    }
 
 
 def test_every_round_has_its_own_key(life: Life, town: Town) -> None:
@@ -598,6 +674,8 @@ def test_every_round_has_its_own_key(life: Life, town: Town) -> None:
     third = life.ask(KEY_REQUEST, run=RunId("another"))
     keys = {message.key_id for message in (first, second, third) if hasattr(message, "key_id")}
     assert len(keys) == 3
+    draws = {message.draw for message in (first, second, third) if hasattr(message, "draw")}
+    assert len(draws) == 3, "and its own groups"
 
 
 def test_a_later_round_ends_the_key_of_one_that_was_never_opened(life: Life, town: Town) -> None:
@@ -625,6 +703,7 @@ def test_a_key_of_a_run_that_was_given_up_ends_after_a_week(life: Life, town: To
         dataclasses.replace(KEY_REQUEST, count=LAYOUT.count + 1),
         dataclasses.replace(KEY_REQUEST, max_devices=LAYOUT.max_devices + 1),
         dataclasses.replace(KEY_REQUEST, bits=8),
+        dataclasses.replace(KEY_REQUEST, groups=2),
         dataclasses.replace(KEY_REQUEST, scheme="clear"),
     ],
 )
@@ -642,7 +721,9 @@ def test_a_round_keeps_its_layout(
         dataclasses.replace(KEY_REQUEST, scheme="rot13"),
         dataclasses.replace(KEY_REQUEST, bits=13),
         dataclasses.replace(KEY_REQUEST, count=0),
-        dataclasses.replace(KEY_REQUEST, max_devices=257),
+        dataclasses.replace(KEY_REQUEST, max_devices=241),
+        dataclasses.replace(KEY_REQUEST, groups=0),
+        dataclasses.replace(KEY_REQUEST, groups=129),
     ],
 )
 def test_no_key_is_made_for_what_is_no_layout(life: Life, town: Town, question: KeyRequest) -> None:
@@ -663,7 +744,183 @@ def test_a_round_that_is_no_name_for_a_folder_is_refused(
 
 
 def test_an_opening_without_a_key_is_refused(life: Life, town: Town) -> None:
-    assert life.refused(OpenRequest("0" * 64, 1, "0" * 64)) == "protocol.wrong_key"
+    assert life.refused(FixRequest("0" * 64, 1)) == "protocol.wrong_key"
+    assert life.refused(OpenRequest(bytes(32), bytes(32))) == "protocol.wrong_key"
+
+
+def test_an_opening_without_a_set_is_refused(
+    life: Life, town: Town, round_: tuple[KeyAnnouncement, bytes]
+) -> None:
+    updates = updates_of(town, round_, 0, 1, 2)
+    named = OpenRequest(joined([update.digest for update in updates]), bytes(32))
+    assert life.refused(named) == "protocol"
+    assert nothing_was_opened(town)
+
+
+def test_after_its_key_was_given_up_no_set_is_signed(life: Life, town: Town) -> None:
+    """Devices would hand their updates over for nothing."""
+    round_ = life.announced()
+    updates = updates_of(town, round_, 0, 1, 2)
+    life.ask(KEY_REQUEST, round_=RoundNumber(2))
+    assert life.refused(town.request(updates, round_[0]).fix) == "privacy.already_opened"
+
+
+# Updates that never arrive, and groups.
+
+
+def test_a_sum_may_lack_those_of_the_set_that_never_arrived(
+    life: Life, town: Town, round_: tuple[KeyAnnouncement, bytes]
+) -> None:
+    updates = updates_of(town, round_, 0, 1, 2, 3)
+    question = town.request(updates, round_[0], arrived=updates[1:])
+    assert np.array_equal(life.opened(question), sum_of(town, 1, 2, 3))
+
+
+def test_a_second_choice_of_members_is_refused_for_ever(
+    life: Life, town: Town, round_: tuple[KeyAnnouncement, bytes]
+) -> None:
+    """Or the difference of the two sums would be one device's update."""
+    updates = updates_of(town, round_, 0, 1, 2, 3)
+    first = life.opened(town.request(updates, round_[0], arrived=updates[1:]))
+    for arrived in (updates, updates[:3]):
+        question = town.request(updates, round_[0], arrived=arrived)
+        assert life.refused(question) == "privacy.already_opened"
+    life.close()
+    again = Life(town)
+    assert again.refused(town.request(updates, round_[0])) == "privacy.already_opened"
+    kept = again.opened(town.request(updates, round_[0], arrived=updates[1:]))
+    assert np.array_equal(kept, first)
+    again.close()
+
+
+def test_too_few_that_arrived_are_refused_and_more_may_come(
+    life: Life, town: Town, round_: tuple[KeyAnnouncement, bytes]
+) -> None:
+    updates = updates_of(town, round_, 0, 1, 2)
+    for arrived in ([], updates[:1], updates[:2]):
+        question = town.request(updates, round_[0], arrived=arrived)
+        assert life.refused(question) == "privacy.cohort"
+    assert nothing_was_opened(town)
+    assert np.array_equal(life.opened(town.request(updates, round_[0])), sum_of(town, 0, 1, 2))
+
+
+@pytest.fixture
+def village(tmp_path: Path, adder: SumWorker) -> Iterator[tuple[Town, Life]]:
+    """Seven devices, whose sums are opened in two groups."""
+    town = Town(tmp_path, adder, devices=7)
+    life = Life(town)
+    yield town, life
+    life.close()
+
+
+def groups_of(town: Town, sum_set: SumSet, updates: list[Update]) -> list[list[int]]:
+    """The numbers of the devices in each group."""
+    number_of = {update.digest: number for number, update in enumerate(updates)}
+    drawn = drawn_groups(sum_set.seed, parted(sum_set.digests), sum_set.groups)
+    return [sorted(number_of[digest] for digest in group) for group in drawn]
+
+
+def test_each_groups_sum_is_over_its_own_members(village: tuple[Town, Life]) -> None:
+    town, life = village
+    round_ = life.announced(groups=2)
+    updates = updates_of(town, round_, *range(7))
+    question = town.request(updates, round_[0])
+    sum_set = life.fixed(question)
+    groups = groups_of(town, sum_set, updates)
+    assert sorted(map(len, groups)) == [3, 4]
+    sums = life.opened(question).reshape(2, -1)
+    for group, opened in zip(groups, sums, strict=True):
+        assert np.array_equal(opened, sum_of(town, *group))
+    (record,) = openings(town)
+    assert [group["devices"] for group in record["groups"]] == [
+        [f"device-{number}" for number in group] for group in groups
+    ]
+
+
+def test_the_groups_follow_from_what_was_committed_to_before_anybody_took_part(
+    village: tuple[Town, Life],
+) -> None:
+    town, life = village
+    round_ = life.announced(groups=2)
+    updates = updates_of(town, round_, *range(7))
+    sum_set = life.fixed(town.request(updates, round_[0]))
+    assert commitment_to(sum_set.seed) == round_[0].draw
+    life.close()
+    again = Life(town)
+    assert again.fixed(town.request(updates, round_[0])) == sum_set, "after a restart as before"
+    again.close()
+
+
+def test_before_the_set_is_fixed_the_seed_is_on_the_holders_disk_alone(
+    village: tuple[Town, Life],
+) -> None:
+    town, life = village
+    life.announced(groups=2)
+    seed = town.vault / "groups.seed"
+    assert seed.stat().st_mode & 0o777 == 0o600
+    assert all(seed.read_bytes() not in envelope.raw for envelope in life.heard)
+    with pytest.raises(AssertionError, match="no answer"):
+        life.fetch(digest_of(seed.read_bytes()), 32)
+
+
+def test_a_group_below_the_minimum_is_refused_and_may_be_left_out(
+    village: tuple[Town, Life],
+) -> None:
+    town, life = village
+    round_ = life.announced(groups=2)
+    updates = updates_of(town, round_, *range(7))
+    sum_set = life.fixed(town.request(updates, round_[0]))
+    small, large = sorted(groups_of(town, sum_set, updates), key=len)
+    thinned = [updates[number] for number in (*small[1:], *large)]
+    assert life.refused(town.request(updates, round_[0], arrived=thinned)) == "privacy.cohort"
+    alone = town.request(updates, round_[0], arrived=[updates[number] for number in large])
+    assert np.array_equal(life.opened(alone), sum_of(town, *large))
+
+
+@pytest.mark.parametrize(("devices", "code"), [(5, "privacy.cohort"), (6, "")])
+def test_a_set_needs_the_minimum_for_every_group(
+    village: tuple[Town, Life], devices: int, code: str
+) -> None:
+    town, life = village
+    round_ = life.announced(groups=2)
+    question = town.request(updates_of(town, round_, *range(devices)), round_[0])
+    if code:
+        assert life.refused(question) == code
+        assert not (town.vault / "fixed.json").exists()
+    else:
+        assert len(life.opened(question)) == 2 * LAYOUT.count
+
+
+def test_of_a_group_beyond_reach_zeros_are_released_and_the_others_are_exact(
+    village: tuple[Town, Life],
+) -> None:
+    town, life = village
+    round_ = life.announced(groups=2)
+    updates = updates_of(town, round_, *range(7))
+    updates[6] = town.signed(town.devices[6], round_[0], scaled(town, round_, 10))
+    question = town.request(updates, round_[0])
+    groups = groups_of(town, life.fixed(question), updates)
+    sums = life.opened(question).reshape(2, -1)
+    for group, opened in zip(groups, sums, strict=True):
+        expected = np.zeros(LAYOUT.count) if 6 in group else sum_of(town, *group)
+        assert np.array_equal(opened, expected)
+    (record,) = openings(town)
+    assert [group["within_reach"] for group in record["groups"]] == [
+        6 not in group for group in groups
+    ]
+    assert not (town.vault / "secret.key").exists()
+
+
+def test_when_every_group_is_beyond_reach_nothing_is_released(village: tuple[Town, Life]) -> None:
+    town, life = village
+    round_ = life.announced(groups=2)
+    updates = [
+        town.signed(device, round_[0], scaled(town, round_, 10 + number))
+        for number, device in enumerate(town.devices)
+    ]
+    assert life.refused(town.request(updates, round_[0])) == "privacy.sum_range"
+    assert nothing_was_opened(town)
+    assert not (town.vault / "secret.key").exists()
 
 
 # Who is listened to, and what is handed out.
@@ -705,7 +962,8 @@ def test_nothing_of_the_vault_but_public_keys_and_opened_sums_is_handed_out(
 ) -> None:
     updates = updates_of(town, round_, 0, 1, 2)
     held = town.blobs.pop(digest_of(updates[0].frame))
-    life.say(town.request(updates, round_[0]))
+    question = town.request(updates, round_[0])
+    life.say(question.opening(life.fixed(question)))
     life.pass_time(3)  # the opening is under way and lacks one
     files = [path for path in town.home.rglob("*") if path.is_file() and path.suffix != ".part"]
     assert any(path.parent.name == "contributions" for path in files)
@@ -721,7 +979,7 @@ def test_nothing_of_the_vault_but_public_keys_and_opened_sums_is_handed_out(
     town.blobs[digest_of(updates[0].frame)] = held
 
 
-# H6: after a crash, at any point.
+# H7: after a crash, at any point.
 
 
 class PowerCutError(Exception):
@@ -760,10 +1018,10 @@ class Breaker:
         self.steps.append(name)
 
 
-STEPS = 30
-"""Moments before and after: three files of a key, the manifest, the fixed set, three
-contributions, the log, the sum, the erasure, the removal of ciphertexts (12, so 24); the
-coordinator's two downloads (4); and past the end, where nothing is cut."""
+STEPS = 34
+"""Moments before and after: three files of a key and the seed, the manifest, the fixed set, the
+choice, three contributions, the log, the sum, the erasure, the removal of ciphertexts (14, so 28);
+the coordinator's two downloads (4); and past the end, where nothing is cut."""
 
 
 @pytest.mark.parametrize("cut_at", range(STEPS))
@@ -824,6 +1082,7 @@ def test_the_steps_of_an_opening_are_taken_in_their_order(
     assert kinds == [
         "move_durably",  # the manifest
         "write_durably fixed.js",
+        "write_durably chosen.j",
         *["move_durably"] * 3,  # contributions
         "append_durably",
         "write_durably opened.s",
@@ -925,7 +1184,7 @@ def test_a_disk_that_is_full_at_every_answer_ends_nothing(
             raise StorageError("the disk is full")
 
     monkeypatch.setattr("shared.wire.envelope.ReplayGuard.save", save)
-    life.say(OpenRequest("0" * 64, 1, "0" * 64))
+    life.say(OpenRequest(bytes(32), bytes(32)))
     life.say(KEY_REQUEST)
     life.pass_time(5)
     assert not life.heard
@@ -933,7 +1192,7 @@ def test_a_disk_that_is_full_at_every_answer_ends_nothing(
     round_ = life.announced()
     updates = updates_of(town, round_, 0, 1, 2)
     full = True
-    life.say(town.request(updates, round_[0]))
+    life.say(town.request(updates, round_[0]).fix)
     life.pass_time(5)
     assert len(life.heard) == 1
     full = False
@@ -973,16 +1232,20 @@ def test_a_question_repeated_while_its_manifest_is_on_the_way_is_one_opening(
         for update in updates:
             write_durably(town.vault / "contributions" / digest_of(update.frame), update.frame)
     request = town.request(updates, round_[0])
-    manifest = town.blobs.pop(request.manifest)
+    manifest = town.blobs.pop(request.fix.manifest)
     for _ in range(3):
-        life.say(request)
+        life.say(request.fix)
     life.pass_time(1)
-    town.blobs[request.manifest] = manifest
-    answer = life.ask(request)
-    assert isinstance(answer, Opened), answer
+    town.blobs[request.fix.manifest] = manifest
+    opening = request.opening(life.fixed(request))
+    for _ in range(3):
+        life.say(opening)
+    answer = life.ask(opening)
+    assert isinstance(answer, (Opened, SumSet)), answer
     life.pass_time(10)
     assert len(openings(town)) == 1
-    assert {type(envelope.message) for envelope in life.heard[1:]} == {Opened}
+    assert {type(envelope.message) for envelope in life.heard[1:]} == {SumSet, Opened}
+    assert len({envelope.message for envelope in life.heard[1:]}) == 2, "one set and one sum"
 
 
 def test_on_a_bad_link_the_opening_takes_longer_and_is_the_same(
@@ -1002,7 +1265,7 @@ def test_damaged_approvals_open_nothing_and_end_nothing(
     updates = updates_of(town, round_, 0, 1, 2)
     whole = (town.home / "approvals.json").read_bytes()
     (town.home / "approvals.json").write_bytes(b'{"device-0": 5}')
-    life.say(town.request(updates, round_[0]))
+    life.say(town.request(updates, round_[0]).fix)
     life.pass_time(5)
     assert len(life.heard) == 1
     assert nothing_was_opened(town)
