@@ -651,6 +651,8 @@ def _privacy_facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     base, examples = report.get("base_model", {}), report.get("examples", {})
     trainable, language = report.get("trainable", {}), report.get("language_model", {})
+    adversary = report.get("adversary", {})
+    hostile = ", ".join(adversary.get("devices", []))
     for name, value in (
         ("run", report.get("run")),
         ("task", _task(report)),
@@ -664,6 +666,7 @@ def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         ),
         ("adapter method", trainable.get("method")),
         ("trained parameters", trainable.get("parameters")),
+        ("adversary", f"{adversary['kind']} by {hostile}" if hostile else ""),
         ("labels", examples.get("labels")),
         ("held-out examples", examples.get("held_out")),
         ("transport", report.get("transport")),

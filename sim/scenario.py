@@ -70,22 +70,47 @@ class NetworkTable(Table):
     loss: float = Field(0.0, ge=0, lt=0.5)
 
 
+class AdversaryTable(Table):
+    """Devices that mean harm and keep to the form: their updates are well-formed, signed and in time.
+
+    Attributes:
+        kind: ``label-flip``: they learn every label as its mirror image in the
+            sorted list of labels. ``scaled-update``: what they learnt is
+            multiplied by ``factor`` before it is weighted, clipped, quantised
+            and encrypted as everybody's is.
+        share: Share of all devices, rounded to whole devices, a half upwards.
+            Which ones is drawn by the seed; a larger share adds to a smaller.
+        factor: Below 0 turns the update around.
+    """
+
+    kind: Literal["none", "label-flip", "scaled-update"] = "none"
+    share: float = Field(0.0, ge=0, le=0.5)
+    factor: float = Field(-10.0, ge=-1e6, le=1e6)
+
+    def contradictions(self) -> Iterator[str]:
+        """Nobody can be hostile in no way."""
+        if self.kind == "none" and self.share > 0:
+            yield f"share: {self.share:g} of the devices would mean harm, but kind is 'none'"
+
+
 class Scenario(Job):
-    """What ``llmos sim run`` reads: a job's tables, and ``data``, ``population``, ``network``."""
+    """What ``llmos sim run`` reads: a job's tables, and the world it is tried in."""
 
     seed: int = Field(1, ge=0)
     data: DataTable = DataTable()
     population: PopulationTable = PopulationTable()
     network: NetworkTable = NetworkTable()
+    adversary: AdversaryTable = AdversaryTable()
 
     def contradictions(self) -> Iterator[str]:
         """Enough devices must exist for any sum to be opened."""
         yield from super().contradictions()
-        devices = self.population.devices
-        if devices < self.protection.min_devices:
+        devices, protection = self.population.devices, self.protection
+        if devices < protection.fewest:
+            groups = f" times {protection.groups} groups" if protection.groups > 1 else ""
             yield (
-                f"population.devices: {devices} is fewer than protection.min_devices "
-                f"({self.protection.min_devices}), so no sum could ever be opened"
+                f"population.devices: {devices} is fewer than protection.min_devices{groups} "
+                f"({protection.fewest}), so no sum could ever be opened"
             )
         if self.cohort.devices > devices:
             yield f"cohort.devices: {self.cohort.devices} is more than population.devices ({devices})"

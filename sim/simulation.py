@@ -8,11 +8,12 @@ embedding and encrypted sums run in the same child processes as on real machines
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +28,7 @@ from coordinator.submission import submit
 from edge_agent.agent import Agent, Trust
 from edge_agent.examples import ExampleStore
 from edge_agent.participate import Home, Owner
-from edge_agent.training.trainer import ChildTrainer, Trained, TrainRequest
+from edge_agent.training.trainer import ChildTrainer, Trained, Trainer, TrainRequest
 from shared.crypto.identity import Identity
 from shared.crypto.sum_worker import SumWorker
 from shared.data_files import Example
@@ -40,9 +41,10 @@ from shared.transport.memory import Link, MemoryNetwork, MemoryTransport
 from shared.types import DeviceId, PublicKey
 from shared.wire import topics
 from shared.wire.envelope import Post
+from sim.adversary import ScaledTrainer, draw_hostile, with_flipped_labels
 from sim.population import Population, deal
 from sim.report import Fleet, build_report
-from sim.scenario import Scenario
+from sim.scenario import AdversaryTable, Scenario
 from sim.virtual_time import VirtualTime, drive
 
 LIMIT_S: Final = 30 * 24 * 3600.0
@@ -55,6 +57,35 @@ Watch = Callable[[str, int, int], None]
 def simulation_master(seed: int) -> bytes:
     """The secret all simulated devices derive their release seeds from. Not secret at all."""
     return hashlib.sha256(f"llmos simulation {seed}".encode()).digest()
+
+
+class Workshop:
+    """What may outlast one simulation, so that the next begins at once and ends with the same report.
+
+    That is the training processes, which import for seconds, and what the frozen
+    base makes of texts.
+    """
+
+    def __init__(self, processes: int, *, features: Path | None = None) -> None:
+        """Describe it; :meth:`start` starts the processes.
+
+        Args:
+            processes: How many train side by side.
+            features: A folder that keeps what was made of texts for whoever has
+                the same. Without one every device keeps its own, as real ones do.
+        """
+        self.features = features
+        self.trainers = [ChildTrainer() for _ in range(processes)]
+
+    def start(self) -> None:
+        """Start the processes, so that their imports overlap with other work."""
+        for trainer in self.trainers:
+            trainer.start()
+
+    def close(self) -> None:
+        """End the processes."""
+        for trainer in self.trainers:
+            trainer.close()
 
 
 class _SharedTrainer:
@@ -70,25 +101,38 @@ class _SharedTrainer:
         return self._child.train(request)
 
     def close(self) -> None:
-        """The simulation ends the children itself."""
+        """The workshop ends its processes itself."""
 
 
-def simulate(scenario: Scenario, *, seed: int, watch: Watch) -> dict[str, Any]:
+def simulate(
+    scenario: Scenario, *, seed: int, watch: Watch, workshop: Workshop | None = None
+) -> dict[str, Any]:
     """Run ``scenario`` and return its report.
 
     Args:
         scenario: What to run.
         seed: Everything random follows from it.
         watch: Told about progress.
+        workshop: Used and left to further simulations; without one it has its own.
 
     Raises:
         LlmOsError: the scenario cannot run, or its run failed; nothing is left behind.
     """
     began = time.perf_counter()
     population = deal(scenario.data, scenario.population.devices, seed=seed)
+    hostile = draw_hostile(scenario.adversary, list(population.devices), seed=seed)
+    if scenario.adversary.kind == "label-flip":
+        population = with_flipped_labels(population, hostile)
     with ExitStack() as stack:
         workspace = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmos-sim-")))
-        world = _World(scenario, population, seed, workspace, stack)
+        if workshop is None:
+            workshop = Workshop(min(os.cpu_count() or 1, len(population.devices)))
+            stack.callback(workshop.close)
+        workshop.start()
+        if workshop.features is not None:
+            _keep_features(workspace, population, workshop.features)
+        trainers = _trainers(workshop, scenario.adversary, population, hostile)
+        world = _World(scenario, population, trainers, seed=seed, workspace=workspace, stack=stack)
         dealt = time.perf_counter()
         world.run(watch)
         ran = time.perf_counter()
@@ -107,6 +151,7 @@ def simulate(scenario: Scenario, *, seed: int, watch: Watch) -> dict[str, Any]:
             "held_out": len(population.probe),
             "labels": len(plan.labels),
         }
+        report["adversary"] = scenario.adversary.model_dump() | {"devices": hostile}
         report["scenario"] = scenario.model_dump()
         return report
 
@@ -118,14 +163,15 @@ class _World:
         self,
         scenario: Scenario,
         population: Population,
+        trainers: Mapping[DeviceId, Trainer],
+        *,
         seed: int,
         workspace: Path,
         stack: ExitStack,
     ) -> None:
-        cores = os.cpu_count() or 1
         self._scenario = scenario
         self._workspace = workspace
-        self._time = VirtualTime(workers=max(2, cores))
+        self._time = VirtualTime(workers=max(2, os.cpu_count() or 1))
         stack.callback(self._time.close)
         rng = np.random.default_rng([seed, 0x11AB])
         self._network = MemoryNetwork(self._time.schedule, rng, now=self._time.now)
@@ -137,10 +183,6 @@ class _World:
         self.plan: RunPlan = submit(
             self.store, scenario.job(), population.probe, seed=seed, simulation=True, now=0.0
         )
-        self._trainers = [ChildTrainer() for _ in range(min(cores, scenario.population.devices))]
-        for trainer in self._trainers:
-            stack.callback(trainer.close)
-            trainer.start()
         coordinator_key = Identity.create(workspace / "coordinator" / "identity.key")
         holder_key = Identity.create(_made(workspace / "key-holder") / "identity.key")
         self.homes: dict[DeviceId, Home] = {}
@@ -149,7 +191,7 @@ class _World:
             self._add_device(
                 device,
                 examples,
-                trainer=self._trainers[number % len(self._trainers)],
+                trainer=trainers[device],
                 work_s=scenario.population.train_s * float(slowness[number]),
                 owner=Owner(device, math.inf, simulation_seed=simulation_master(seed)),
                 trust=Trust(
@@ -177,7 +219,7 @@ class _World:
         device: DeviceId,
         examples: list[Example],
         *,
-        trainer: ChildTrainer,
+        trainer: Trainer,
         work_s: float,
         owner: Owner,
         trust: Trust,
@@ -197,7 +239,7 @@ class _World:
             trust=trust,
             transport=transport,
             post=Post(identity, home.folder),
-            trainer=_SharedTrainer(trainer),
+            trainer=trainer,
             bench=self._time.bench(work_s),
         )
         self.homes[device] = home
@@ -261,6 +303,30 @@ class _Progress:
                 self._over = True
             case _:
                 pass
+
+
+def _trainers(
+    workshop: Workshop,
+    adversary: AdversaryTable,
+    population: Population,
+    hostile: Collection[DeviceId],
+) -> dict[DeviceId, Trainer]:
+    """What each device trains with: the workshop's processes in turn."""
+    trainers: dict[DeviceId, Trainer] = {}
+    for device, child in zip(population.devices, itertools.cycle(workshop.trainers), strict=False):
+        trainers[device] = _SharedTrainer(child)
+        if adversary.kind == "scaled-update" and device in hostile:
+            trainers[device] = ScaledTrainer(trainers[device], adversary.factor)
+    return trainers
+
+
+def _keep_features(workspace: Path, population: Population, features: Path) -> None:
+    """Let devices and coordinator keep features in one folder; files are named by their texts."""
+    _made(features)
+    _made(workspace / "coordinator")
+    (workspace / "coordinator" / "probe-features").symlink_to(features)
+    for device in population.devices:
+        Home(_made(workspace / "devices" / device)).features.symlink_to(features)
 
 
 def _made(folder: Path) -> Path:

@@ -40,6 +40,9 @@ def show_report(report: Mapping[str, Any], console: Console) -> None:
             f"privacy: record level, local noise, σ/C = {privacy['noise_multiplier']:.3f}, "
             f"δ = {privacy['delta']:g}"
         )
+    hostile = report.get("adversary", {}).get("devices", [])
+    if hostile:
+        console.print(f"adversary: {report['adversary']['kind']} by {', '.join(hostile)}")
     if privacy["repeatable_noise"]:
         console.print(
             "noise: repeatable from the seed, since this is a demonstration or simulation; "

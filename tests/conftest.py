@@ -25,6 +25,20 @@ REQUIRED_IN_CI = ("broker", "model", "processes", "browser")
 """A test with one of these marks must run, not be skipped, where LLMOS_REQUIRE_ALL=1."""
 
 
+ONLY_WHEN_ASKED_FOR = "hostile"
+"""Tests with this mark run with ``-m hostile`` alone: a small one of the kind always runs."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what runs only when it is asked for."""
+    if ONLY_WHEN_ASKED_FOR in str(config.option.markexpr):
+        return
+    left_out = [item for item in items if item.get_closest_marker(ONLY_WHEN_ASKED_FOR)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 def _everything_must_run() -> bool:
     return os.environ.get("LLMOS_REQUIRE_ALL") == "1"
 

@@ -46,11 +46,13 @@ HOMES = {
     "paho": {"shared/transport/mqtt.py"},
     "peft": {"shared/models/pytorch.py"},
     "starlette": {
+        "coordinator/api/bodies.py",
         "coordinator/api/problems.py",
         "edge_agent/api/app.py",
         "edge_agent/api/server.py",
     },
-    "tenseal": {"shared/crypto/public_key.py"},
+    "nvflare": {"sim/bench/nvflare_he.py"},
+    "tenseal": {"shared/crypto/public_key.py", "sim/bench/nvflare_he.py"},
     "tokenizers": {"shared/models/graph_session.py"},
     "torch": {
         "coordinator/registry/tiny.py",

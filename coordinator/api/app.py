@@ -17,6 +17,7 @@ from fastapi import APIRouter, Depends, FastAPI, Header, status
 from pydantic import BaseModel, Field
 
 from coordinator.api import problems
+from coordinator.api.bodies import BoundedBodies
 from coordinator.api.chat import chat_routes
 from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
 from coordinator.inference.engine import Engine
@@ -101,9 +102,14 @@ def create_app(services: Services) -> FastAPI:
     app = FastAPI(title="LLM OS coordinator", version="1", openapi_url=None)
     problems.install(app)
 
-    def authorised(authorization: Annotated[str, Header()] = "") -> None:
+    def is_admin(authorization: str) -> bool:
         shown = authorization.removeprefix("Bearer ").encode()
-        if not hmac.compare_digest(shown, services.admin_token.encode()):
+        return hmac.compare_digest(shown, services.admin_token.encode())
+
+    app.add_middleware(BoundedBodies, is_admin=is_admin)
+
+    def authorised(authorization: Annotated[str, Header()] = "") -> None:
+        if not is_admin(authorization):
             raise AccessDenied("show the admin token as 'Authorization: Bearer …'")
 
     app.include_router(_health(services))

@@ -47,7 +47,8 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(errors.LlmOsError)
     async def ours(request: Request, err: errors.LlmOsError) -> JSONResponse:
         status = status_of(type(err))
-        log.info("request.refused", code=err.code, path=request.url.path, status=int(status))
+        path = request.url.path[:80]
+        log.info("request.refused", code=err.code, path=path, status=int(status))
         hidden = status is HTTPStatus.INTERNAL_SERVER_ERROR
         detail = status.phrase if hidden else str(err)
         return _problem(status, err.code, detail, retryable=err.retryable)

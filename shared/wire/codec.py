@@ -34,15 +34,17 @@ def encode(value: Any) -> bytes:
     return cbor2.dumps(value, canonical=True)
 
 
-def decode(data: bytes, *, limit: int = MAX_MESSAGE_BYTES) -> Any:
+def decode(data: bytes, *, limit: int = MAX_MESSAGE_BYTES, depth: int = MAX_DEPTH) -> Any:
     """Read one CBOR value that satisfies W1 to W3 and fills ``data`` exactly.
+
+    ``depth`` may be fewer levels than :data:`MAX_DEPTH`, where less is expected.
 
     Raises:
         UndecodableMessage: it does not.
     """
     if len(data) > limit:
         raise UndecodableMessage(f"{len(data)} bytes, at most {limit} are accepted")
-    end = _skip(data, 0, MAX_DEPTH)
+    end = _skip(data, 0, depth)
     if end != len(data):
         raise UndecodableMessage(f"{len(data) - end} bytes behind the message")
     try:
@@ -54,7 +56,7 @@ def decode(data: bytes, *, limit: int = MAX_MESSAGE_BYTES) -> Any:
 def _skip(data: bytes, at: int, depth: int) -> int:
     """Position behind the item that starts at ``at``."""
     if depth == 0:
-        raise UndecodableMessage(f"nested deeper than {MAX_DEPTH} levels")
+        raise UndecodableMessage("nested deeper than it may be")
     if at >= len(data):
         raise UndecodableMessage("the message ends in the middle of an item")
     major, minor = data[at] >> 5, data[at] & 0x1F

@@ -29,6 +29,8 @@ _DOMAIN: Final = b"llmos/v1/envelope\x00"
 _VERSION: Final = 1
 _BLOCK: Final = 4096
 _TYPES: Final = (int, str, bytes, int, str, int, bytes, bytes)
+_HEAD: Final = bytes([0x80 + len(_TYPES)])
+"""How a list of so many begins in CBOR."""
 
 NO_RUN: Final = RunId("")
 NO_ROUND: Final = RoundNumber(0)
@@ -190,7 +192,11 @@ def claimed_sender(raw: bytes) -> PublicKey:
 
 
 def _parts(raw: bytes) -> list[Any]:
-    parts = codec.decode(raw)
+    # Anybody may send this far: of what is no flat list of eight nothing is built, since a list
+    # of as many empty lists as fit into a message takes a hundred times its room.
+    if raw[:1] != _HEAD:
+        raise UndecodableMessage("not an envelope")
+    parts = codec.decode(raw, depth=2)
     if not isinstance(parts, list) or [type(part) for part in parts] != list(_TYPES):
         raise UndecodableMessage("not an envelope")
     return parts

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import tempfile
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from shared.errors import ConfigError
 
 bench = typer.Typer(help="Measurements, as a table or JSON.", no_args_is_help=True)
 
@@ -61,13 +65,180 @@ def measure_edge(
         raise typer.Exit(1)
 
 
+@bench.command("robustness")
+def measure_robustness(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Labelled texts; else the English support tickets."),
+    ] = None,
+    format_: Annotated[
+        str, typer.Option("--format", help="auto, csv, jsonl or splits, as in a scenario.")
+    ] = "auto",
+    text_column: Annotated[str, typer.Option()] = "text",
+    label_column: Annotated[str, typer.Option()] = "label",
+    base: Annotated[
+        str, typer.Option(help="Encoder: a folder or hub id.")
+    ] = "sentence-transformers/all-MiniLM-L6-v2",
+    devices: Annotated[int, typer.Option(min=15, max=200, help="Of every simulation.")] = 36,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Of every simulation.")] = 10,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Simulations per figure.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Hostile devices against every server rule: accuracy, and the share at which each rule fails.
+
+    Ends with exit code 1 when the mean, the control, withstood scaled updates: no attack then.
+    """
+    from shared.config import read
+    from shared.logs import silence_logs
+    from sim.bench.robustness import bench_robustness
+    from sim.scenario import DataTable
+
+    silence_logs()
+    columns = {"text_column": text_column, "label_column": label_column}
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory(prefix="llmos-bench-") as folder:
+        path = str(data or _english_tickets(Path(folder)))
+        table = read(DataTable, {"path": path, "format": format_} | columns, source="options")
+        with console.status("reading") as status:
+            result = bench_robustness(
+                table,
+                base=base,
+                devices=devices,
+                rounds=rounds,
+                seeds=seeds,
+                progress=status.update,
+            )
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        _show_robustness(result)
+    if not all(bar["holds"] for bar in result["bars"]):
+        raise typer.Exit(1)
+
+
+def _english_tickets(folder: Path) -> Path:
+    """The shipped support tickets in the language that the default base reads."""
+    from shared.data_files import read_examples
+
+    with importlib.resources.as_file(importlib.resources.files("sim") / "tickets") as shipped:
+        tickets = read_examples(shipped / "tickets.csv", group_column="language")
+    path = folder / "tickets.jsonl"
+    rows = ({"text": e.text, "label": e.label} for e in tickets if e.group == "en")
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+def _show_robustness(result: dict[str, Any]) -> None:
+    console = Console()
+    shares = ("0", *(f"{share:g}" for share in result["shown"]))
+    for adversary in sorted({row["adversary"] for row in result["rows"]}):
+        table = Table("rule", "compares", "f", title=adversary, title_justify="left")
+        for heading in (*(f"{float(share):.0%}" for share in shares), "fails from"):
+            table.add_column(heading, justify="right")
+        for row in (row for row in result["rows"] if row["adversary"] == adversary):
+            fails = row["fails_from"]
+            table.add_row(
+                row["rule"],
+                f"{row['compared']} {row['over']}",
+                "-" if row["malicious"] is None else str(row["malicious"]),
+                *(f"{row['accuracy'][share]:.3f}" for share in shares),
+                f"{fails:.0%}" if fails is not None else f"above {row['holds_to']:.0%}",
+            )
+        console.print(table)
+    console.print(
+        f"accuracy after {result['rounds']} rounds of {result['devices']} devices, mean over the "
+        f"seeds 1 to {result['seeds']}; central, all honest: {result['accuracy_central']:.3f}"
+    )
+    _show_bars(result)
+
+
+class Shapes(StrEnum):
+    """What an update consists of."""
+
+    ONE = "one"
+    RESNET20 = "resnet20"
+
+
+@bench.command("secure-sum")
+def measure_secure_sum(
+    values: Annotated[int, typer.Option(min=1, help="Values of an update.")] = 1_000_000,
+    clients: Annotated[int, typer.Option(min=2, max=240, help="Updates in the sum.")] = 4,
+    shapes: Annotated[
+        Shapes, typer.Option(help="One array of --values, or the tensors of a model.")
+    ] = Shapes.ONE,
+    bits: Annotated[
+        list[int] | None, typer.Option(help="Width of ours: 8, 12 or 16; may be repeated.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are told.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Encrypted sums against NVFlare's (extra 'bench'): bytes, processor time, error.
+
+    Ends with exit code 1 when a promised figure was not reached or not measured.
+    """
+    from shared.logs import silence_logs
+    from shared.privacy.quantiser import WIDTHS
+    from sim.bench.secure_sum import bench_secure_sum
+
+    silence_logs()
+    odd = [width for width in bits or () if width not in WIDTHS]
+    if odd:
+        raise ConfigError(
+            [f"--bits {width}: must be 8, 12 or 16" for width in odd], source="options"
+        )
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+        result = bench_secure_sum(
+            values=values,
+            clients=clients,
+            shapes=shapes,
+            bits=sorted(set(bits or WIDTHS)),
+            repeats=repeats,
+            progress=status.update,
+        )
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        _show_secure_sum(result)
+    if result["nvflare"] is None:
+        typer.echo("NVFlare is not here: 'llmos[bench]' brings what is compared with", err=True)
+    if not all(bar["holds"] for bar in result["bars"]):
+        raise typer.Exit(1)
+
+
+def _show_secure_sum(result: dict[str, Any]) -> None:
+    table = Table("scheme", "bytes a value", "encrypt", "digest", "aggregate", "open", "max error")
+    for name, scheme in result["schemes"].items():
+        seconds = scheme["cpu_s_per_million"]
+        table.add_row(
+            name,
+            f"{scheme['bytes_per_value']:.2f}",
+            *(
+                f"{seconds[s]:.3f}" if s in seconds else "-"
+                for s in ("encrypt", "digest", "aggregate", "open")
+            ),
+            f"{scheme['max_error_of_mean']:.1e}",
+        )
+    console = Console()
+    console.print(table)
+    console.print("processor seconds per million values; aggregating per client")
+    for name, ratios in result["ratios"].items():
+        told = ", ".join(f"{what} {ratio:g}x" for what, ratio in ratios.items())
+        console.print(f"{name} against NVFlare: {told}")
+    _show_bars(result)
+
+
 def _show(result: dict[str, Any]) -> None:
+    _show_bars(result)
+    for name, value in result["figures"].items():
+        Console().print(f"{name}: {value}")
+
+
+def _show_bars(result: dict[str, Any]) -> None:
     table = Table("figure", "measured", "wanted", "")
     for bar in result["bars"]:
         sign = "≥" if bar["at_least"] else "≤"
         verdict = "yes" if bar["holds"] else "NO"
-        table.add_row(bar["name"], f"{bar['measured']:g}", f"{sign} {bar['wanted']:g}", verdict)
-    console = Console()
-    console.print(table)
-    for name, value in result["figures"].items():
-        console.print(f"{name}: {value}")
+        measured = "not measured" if bar["measured"] is None else f"{bar['measured']:g}"
+        table.add_row(bar["name"], measured, f"{sign} {bar['wanted']:g}", verdict)
+    Console().print(table)

@@ -7,7 +7,6 @@ that whatever else the machine does meets both.
 from __future__ import annotations
 
 import math
-import platform
 import statistics
 import subprocess
 import sys
@@ -16,8 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -35,6 +32,7 @@ from shared.models.encoder import find_base_model
 from shared.models.graph_session import GraphSession, LoadedAdapter
 from shared.models.pytorch import TextEncoder
 from shared.types import FloatMatrix
+from sim.bench.bars import Bar, told
 from sim.central import train_centrally
 
 LENGTHS: Final = (32, 128)
@@ -58,21 +56,6 @@ print(open_model(Path(sys.argv[1])).classify(sys.argv[2]).label)
 """
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A number that was promised."""
-
-    name: str
-    measured: float
-    wanted: float
-    at_least: bool = True
-
-    @property
-    def holds(self) -> bool:
-        """Whether it was reached."""
-        return self.measured >= self.wanted if self.at_least else self.measured <= self.wanted
 
 
 def bench_edge(
@@ -139,25 +122,14 @@ def bench_edge(
         figures["requests"] = {"made": REQUESTS, "failed": failed, "swaps": SWAPS}
         bars.append(Bar("adapter swap in ms", swap_ms, 10.0, at_least=False))
         bars.append(Bar("failed requests", failed, 0, at_least=False))
-        return {
-            "bench": "edge",
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": f"{platform.machine()}, {platform.system()}, {platform.python_version()}",
-            "base": base,
-            "labels_compared": compared,
-            "model": imported.manifest.model_dump(include={"quantise", "layers", "passes"}),
-            "figures": figures,
-            "bars": [
-                {
-                    "name": bar.name,
-                    "measured": round(bar.measured, 4),
-                    "wanted": bar.wanted,
-                    "at_least": bar.at_least,
-                    "holds": bar.holds,
-                }
-                for bar in bars
-            ],
-        }
+        return told(
+            "edge",
+            bars,
+            base=base,
+            labels_compared=compared,
+            model=imported.manifest.model_dump(include={"quantise", "layers", "passes"}),
+            figures=figures,
+        )
 
 
 def _labels(

@@ -143,3 +143,17 @@ def test_peers_may_not_send_what_is_others_to_send(world: World) -> None:
     world.run()
     assert "finished" in world.store.milestones(RUN)
     assert len([row for row in world.rows if isinstance(row, UpdateStored)]) == 3
+
+
+@pytest.mark.parametrize("state", ["", "IDLE", "x" * 300_000])
+def test_a_device_is_idle_or_training_and_nothing_else(world: World, state: str) -> None:
+    """What it said is kept for as long as the coordinator runs, and shown."""
+    (device,) = world.add_devices("a")
+    world.start()
+    world.run_for(1)
+    device.send(Presence(state))
+    world.run_for(1)
+    assert world.coordinator.fleet.heard(device.name)[1] == "idle"
+    device.send(Presence("training"))
+    world.run_for(1)
+    assert world.coordinator.fleet.heard(device.name)[1] == "training"

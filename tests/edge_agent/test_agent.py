@@ -32,6 +32,7 @@ from shared.wire.messages import (
     Call,
     Contribution,
     Declined,
+    HandOver,
     Invitation,
     Message,
     Presence,
@@ -75,10 +76,15 @@ def invite(world: DeviceWorld, plan: RunPlan = PLAN, round_: int = 1, **changes:
 
 def contribute(world: DeviceWorld, round_: int = 1) -> Contribution:
     """Let the device take part in a round up to its announcement."""
-    before = len(world.coordinator.said(Contribution))
+    before = len(world.coordinator.heard)
     invite(world, round_=round_)
     world.run_for(LONG_ENOUGH_S)
-    return world.coordinator.said(Contribution)[before]
+    # Of an earlier round there may be a repetition in between.
+    return next(
+        envelope.message
+        for envelope in world.coordinator.heard[before:]
+        if isinstance(envelope.message, Contribution) and envelope.round == round_
+    )
 
 
 def receive(world: DeviceWorld, contribution: Contribution) -> bytes:
@@ -290,6 +296,7 @@ def test_a_signed_message_of_the_key_holder_that_is_no_announcement(start: Start
         {"bits": 16},
         {"max_devices": 255},
         {"scheme": "clear"},
+        {"groups": 2},
     ],
 )
 def test_a_key_for_another_run_round_or_layout(start: Start, changes: dict[str, Any]) -> None:
@@ -553,18 +560,37 @@ def test_another_message_of_the_key_holders_is_no_set(start: Start) -> None:
     assert asked_in_vain(world, contribution)
 
 
-@pytest.mark.parametrize(("least", "leaves"), [(4, True), (5, False)])
+@pytest.mark.parametrize(
+    ("least", "groups", "leaves"), [(4, 1, True), (5, 1, False), (2, 2, True), (3, 2, False)]
+)
 def test_the_owners_minimum_is_about_the_group_that_is_summed(
-    start: Start, least: int, leaves: bool
+    start: Start, least: int, groups: int, leaves: bool
 ) -> None:
     """The set holds four; the key holder may promise what it likes."""
     world = start(min_devices=least)
     invite(world, min_devices=least)
     world.run_for(LONG_ENOUGH_S)
     (contribution,) = world.coordinator.said(Contribution)
-    world.coordinator.hand_over(contribution)
+    fixed = world.coordinator.fixed_set(contribution, groups=groups)
+    world.coordinator.hand_over(contribution, fixed)
     world.run_for(0.1)
     assert asked_in_vain(world, contribution) is not leaves
+
+
+def test_a_set_lets_its_own_rounds_update_leave_and_no_other(start: Start) -> None:
+    world = start()
+    first, second = contribute(world), contribute(world, round_=2)
+    fixed = world.coordinator.fixed_set(first)
+    for round_ in (2, 3):
+        world.coordinator.send(HandOver(fixed), PLAN.run, round_)
+    world.coordinator.send(HandOver(fixed), "another", 1)
+    world.run_for(0.1)
+    assert asked_in_vain(world, first)
+    assert asked_in_vain(world, second)
+    world.coordinator.hand_over(first, fixed)
+    world.run_for(0.1)
+    assert asked_in_vain(world, second)
+    assert not asked_in_vain(world, first)
 
 
 def test_after_a_restart_nothing_leaves_until_the_set_is_shown_again(start: Start) -> None:

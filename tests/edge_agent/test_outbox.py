@@ -18,6 +18,7 @@ from shared.types import RoundNumber, RunId
 
 RUN = RunId("run")
 FRAME = b"an encrypted update"
+KEY_ID, DRAW = "0" * 16, "5eed" * 16
 
 names = st.sampled_from(["run", "run-2", "a"])
 rounds = st.integers(1, 12)
@@ -26,7 +27,7 @@ frames = st.binary(max_size=8)
 
 def put(outbox: Outbox, run: str = RUN, round_: int = 1, frame: bytes = FRAME) -> Waiting:
     return outbox.put(
-        RunId(run), RoundNumber(round_), frame, scheme="clear", key_id="0" * 16, draw=""
+        RunId(run), RoundNumber(round_), frame, scheme="public-key", key_id=KEY_ID, draw=DRAW
     )
 
 
@@ -57,6 +58,7 @@ def test_it_is_a_table_of_frames_by_run_and_round(steps: list[tuple[str, str, in
         for each in waiting:
             frame = expected[each.run, each.round]
             assert (each.digest, each.size) == (digest_of(frame), len(frame))
+            assert (each.scheme, each.key_id, each.draw) == ("public-key", KEY_ID, DRAW)
             path = outbox.frame(each.digest)
             assert path is not None
             assert path.read_bytes() == frame

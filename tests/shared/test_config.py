@@ -183,6 +183,18 @@ def test_json_of_a_peer_is_held_to_the_same_rules(text: str, why: str) -> None:
         read_json(Outer, text, source="test")
 
 
+@pytest.mark.parametrize("depth", [50, 900, 100_000])
+def test_a_table_of_any_depth_is_refused_with_a_sentence(depth: int) -> None:
+    """Other parsers than pydantic's let through what no walk over a table survives."""
+    table: dict[str, Any] = {}
+    for _ in range(depth):
+        table = {"deeper": table}
+    with pytest.raises(ConfigError):
+        read(Outer, {"first": table}, source="test")
+    with pytest.raises(ConfigError):
+        read_json(Outer, '{"first": ' * depth + "{}" + "}" * depth, source="test")
+
+
 @given(st.binary(max_size=50))
 def test_noise_is_a_configuration_error(data: bytes) -> None:
     with pytest.raises(ConfigError):
@@ -203,3 +215,11 @@ def test_an_address_comes_back(host: str, port: int) -> None:
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="HOST:PORT"):
         parse_address(text)
+
+
+@pytest.mark.parametrize("depth", [10, 400, 900])
+def test_a_table_of_any_depth_is_refused_and_not_a_crash(depth: int) -> None:
+    deep: Any = 1
+    for _ in range(depth):
+        deep = {"a": deep}
+    assert problems({"first": deep}) in (["nested too deeply"], ["first.a: unknown"])

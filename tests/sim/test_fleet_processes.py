@@ -68,7 +68,9 @@ def test_the_coordinator_while_it_gathers_updates(story: Story, watched: Watched
     """Updates that it gave a receipt for exist nowhere else."""
     number, late = story.held_in_gathering()
     early = next(device for device in story.devices if device != late)
-    assert Outbox(story.fleet.device_home(early).outbox).find(story.run, RoundNumber(number)) is None
+    assert (
+        Outbox(story.fleet.device_home(early).outbox).find(story.run, RoundNumber(number)) is None
+    )
     story.fleet.kill(COORDINATOR)
     story.fleet.restart(COORDINATOR)
     thaw(story.fleet.pid(late))

@@ -98,6 +98,13 @@ def test_what_is_absent_is_left_out(key: str) -> None:
     assert found == {*OPTIONAL.values(), "accuracy", "facts"} - gone
 
 
+def test_hostile_devices_are_named_and_where_there_are_none_nothing_is_said() -> None:
+    report = a_whole_report()
+    assert "label-flip by device-2" in render_html(report)
+    report["adversary"] = {"kind": "none", "devices": []}
+    assert "adversary" not in render_html(report)
+
+
 def test_even_an_empty_report_is_a_page() -> None:
     assert sections(render_html({})) == {"facts"}
 

@@ -11,6 +11,21 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from coordinator.federation.rounds import (
+    AdapterApplied,
+    Closed,
+    Committed,
+    DeviceDeclined,
+    Invited,
+    KeyAnnounced,
+    Planned,
+    Proposed,
+    RoundFailed,
+    SetFixed,
+    SumOpened,
+    Transition,
+    UpdateStored,
+)
 from coordinator.probe import Probe
 from coordinator.store.store import Store
 from shared.errors import RoundError, RunNotFound
@@ -18,7 +33,7 @@ from shared.files import digest_of
 from shared.privacy.accountant import Fact, NonPrivate, SampledGaussian
 from shared.privacy.ledger import Charge, Ledger
 from shared.types import RoundNumber, RunId
-from sim.report import Fleet, _epsilon_by_round, build_report, write_report
+from sim.report import Fleet, _epsilon_by_round, _history, build_report, write_report
 from sim.tables import show_report
 from tests.support.plans import a_plan
 
@@ -52,6 +67,43 @@ def test_nor_has_one_that_goes_on(fleet: Fleet) -> None:
 def test_nor_one_that_nobody_knows(fleet: Fleet) -> None:
     with pytest.raises(RunNotFound):
         build_report(fleet, RunId("another"), stages={})
+
+
+def test_a_round_is_told_by_numbers_and_by_no_device_and_no_update(fleet: Fleet) -> None:
+    digest = digest_of(b"update")
+    rows: list[Transition] = [
+        Planned(digest),
+        KeyAnnounced(b"key"),
+        Invited(("a", "b", "c", "d"), 1.0),
+        DeviceDeclined("d", "device.busy", "not now"),
+        *(Committed(device, digest, b"record") for device in "abc"),
+        Proposed(("a", "b", "c")),
+        SetFixed(("a", "b", "c"), (0, 0, 0), b"signed", 2.0),
+        UpdateStored("a", digest),
+        DeviceDeclined("b", "protocol.undecodable", "its update was refused"),
+        UpdateStored("c", digest),
+        Closed(("a", "c")),
+        SumOpened(digest, 2),
+        AdapterApplied(digest, False, "no better", {"": 0.5}, 1.25, digest, saturated=0.01234567),
+    ]
+    for row in rows:
+        fleet.store.commit(RUN, RoundNumber(1), row, now=1.0)
+    fleet.store.commit(RUN, RoundNumber(2), Planned(digest), now=2.0)
+    fleet.store.commit(RUN, RoundNumber(2), RoundFailed("round", "too few"), now=2.0)
+    assert _history(fleet.store, RUN) == [
+        {
+            "round": 1,
+            "invited": 4,
+            "reported": 2,
+            "declined": {"device.busy": 1, "protocol.undecodable": 1},
+            "accuracy": {"all": 0.5},
+            "loss": 1.25,
+            "accepted": False,
+            "saturated": 0.012346,
+            "reason": "no better",
+        },
+        {"round": 2, "invited": 0, "reported": 0, "failed": "too few"},
+    ]
 
 
 def a_report(devices: int = 2, **changes: Any) -> dict[str, Any]:
@@ -107,6 +159,12 @@ def test_a_run_without_noise_says_so() -> None:
     assert "this run trained without noise" in text
     assert "infinite" in text
     assert "repeatable" not in text
+
+
+def test_a_run_with_hostile_devices_says_which() -> None:
+    adversary = {"kind": "scaled-update", "devices": ["device-01", "device-02"]}
+    assert "scaled-update by device-01, device-02" in shown(a_report(adversary=adversary))
+    assert "adversary" not in shown(a_report(adversary={"kind": "none", "devices": []}))
 
 
 @pytest.mark.parametrize(("devices", "rows"), [(12, 12), (13, 10)])

@@ -60,6 +60,44 @@ def test_enough_devices_must_exist_for_a_sum(devices: int, least: int, fits: boo
             scenario(**tables)
 
 
+@pytest.mark.parametrize(("devices", "fits"), [(15, True), (14, False)])
+def test_enough_devices_must_exist_for_every_group(devices: int, fits: bool) -> None:
+    tables = {
+        "population": {"devices": devices},
+        "protection": {"min_devices": 3, "groups": 5},
+        "server": {"rule": "multikrum"},
+    }
+    if fits:
+        assert scenario(**tables).job().cohort.devices == devices
+    else:
+        with pytest.raises(ConfigError, match="times 5 groups"):
+            scenario(**tables)
+
+
+@pytest.mark.parametrize(
+    ("adversary", "refused"),
+    [
+        ({"kind": "label-flip", "share": 0.5}, ""),
+        ({"kind": "label-flip"}, ""),
+        ({"kind": "scaled-update", "share": 0.1, "factor": 3}, ""),
+        ({"share": 0.1}, "kind is 'none'"),
+        ({"kind": "label-flip", "share": 0.51}, "share"),
+        ({"kind": "scaled-update", "share": -0.1}, "share"),
+        ({"kind": "scaled-update", "factor": 1e7}, "factor"),
+        ({"kind": "replay"}, "kind"),
+    ],
+)
+def test_an_adversary_is_one_we_have_and_a_minority(
+    adversary: dict[str, Any], refused: str
+) -> None:
+    tables = {"population": {"devices": 16}, "adversary": adversary}
+    if not refused:
+        assert scenario(**tables).adversary.share == adversary.get("share", 0.0)
+    else:
+        with pytest.raises(ConfigError, match=refused):
+            scenario(**tables)
+
+
 @pytest.mark.parametrize(("cohort", "fits"), [(20, True), (21, False)])
 def test_a_cohort_cannot_be_larger_than_the_population(cohort: int, fits: bool) -> None:
     tables = {"population": {"devices": 20}, "cohort": {"devices": cohort}}

@@ -73,6 +73,12 @@ def a_whole_report(
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
         "stages": {"prepare": 0.8, "other_rounds": 32.4},
         "examples": {"by_device": dict.fromkeys(names, 800), "held_out": 1008, "labels": 24},
+        "adversary": {
+            "kind": "label-flip",
+            "share": 0.2,
+            "factor": -10.0,
+            "devices": names[1:2],
+        },
         "answers": {
             "threshold": 0.62,
             "target_error": 0.02,

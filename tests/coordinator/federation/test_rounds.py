@@ -368,6 +368,19 @@ def test_an_update_cannot_be_chosen_after_the_set_was_fixed() -> None:
         round_.check_commitment(DeviceId("c"), digest(8))
 
 
+@pytest.mark.parametrize(
+    ("devices", "groups"), [(("a", "b", "c"), (0, 1, 0)), (("a", "b", "b"), (0, 0, 1))]
+)
+def test_a_set_out_of_order_or_with_a_device_in_two_groups_is_not_fixed(
+    devices: tuple[str, ...], groups: tuple[int, ...]
+) -> None:
+    round_ = bound_round("a", "b", "c")
+    round_.apply(round_.propose())
+    with pytest.raises(IllegalTransition, match="ordered by group"):
+        round_.apply(SetFixed(devices, groups, b"signed", 2.0))
+    assert round_.state is State.FIXING
+
+
 def test_a_group_without_enough_updates_is_left_out_and_the_others_are_summed() -> None:
     groups = {"a": 0, "b": 0, "c": 1, "d": 1}
     round_ = gathering_round(groups, "a", "b", "c", quorum=Quorum(4, 2, 1))

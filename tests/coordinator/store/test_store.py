@@ -205,6 +205,16 @@ def test_a_blob_is_named_by_its_digest_and_kept_once(store: Store) -> None:
     assert store.blob(digest).stat().st_mtime_ns == written
 
 
+def test_a_blob_that_is_forgotten_is_gone_and_no_other(store: Store) -> None:
+    gone, kept = store.keep(b"single updates"), store.keep(b"an adapter")
+    store.forget(gone)
+    assert not store.blob(gone).exists()
+    assert store.blob(kept).read_bytes() == b"an adapter"
+    store.forget(gone)
+    assert store.keep(b"single updates") == gone
+    assert store.blob(gone).exists()
+
+
 def test_updates_of_a_round_are_forgotten_and_no_others(store: Store) -> None:
     files = {
         number: store.update_file(RUN, RoundNumber(number), DeviceId("a"), DIGEST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -315,3 +316,30 @@ def test_a_damaged_guard_is_not_believed(tmp_path: Path, content: str) -> None:
     (tmp_path / "guard.json").write_text(content)
     with pytest.raises(StorageError, match="damaged"):
         ReplayGuard(tmp_path / "guard.json")
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        b"\x9a\x00\x06\x00\x00" + b"\x80" * 0x60000,
+        b"\x88\x9a\x00\x06\x00\x00" + b"\x80" * (0x60000 + 7),
+        b"\x88" + b"\x00" * 7 + b"\x9a\x00\x02\x00\x00" + b"\xa1\x00\x80" * 0x20000,
+    ],
+    ids=["a long list", "a long list inside", "many maps inside"],
+)
+def test_of_what_is_no_envelope_nothing_is_built(
+    identities: tuple[Identity, Identity], bomb: bytes
+) -> None:
+    """Everybody on the broker may send as much, and may do so before anything is verified."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(UndecodableMessage):
+            open_sealed(bomb, expected=identities[0].public)
+        assert tracemalloc.get_traced_memory()[1] < 50_000
+        with pytest.raises(UndecodableMessage):
+            claimed_sender(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 50_000
+        assert len(codec.decode(bomb)) >= 8, "the control: as a message it could be read"
+        assert tracemalloc.get_traced_memory()[1] > 5_000_000
+    finally:
+        tracemalloc.stop()
