@@ -150,12 +150,13 @@ ROUND = {
     "declined": {"cellar": "no examples"},
     "accuracy": {"": 0.5},
     "loss": 1.25,
+    "saturated": 0.0,
     "accepted": True,
     "reason": "",
 }
 VIEW = {"run": "trial", "state": "running", "reason": "", "rounds": [ROUND]}
 JOINED = {"name": "kitchen", "state": "idle", "fingerprint": "ABCD-EFGH"}
-WITHOUT_RESULT = ROUND | {"accuracy": {}, "loss": None, "state": "open"}
+WITHOUT_RESULT = ROUND | {"accuracy": {}, "loss": None, "saturated": None, "state": "open"}
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -167,7 +168,11 @@ def test_runs_and_devices_are_shown_as_tables_or_as_json(server: Server) -> None
     shown = invoke(run, server, "show", "trial")
     assert "trial: running" in shown
     assert "cellar: no examples" in shown
+    assert "out of range" not in shown
     assert server.asked[-1][1] == "/api/v1/runs/trial"
+    narrow = ROUND | {"saturated": 0.02}
+    server.answer = lambda method, path: (200, VIEW | {"rounds": [narrow]})
+    assert "2.0% of the values were out of range" in invoke(run, server, "show", "trial")
     server.answer = lambda method, path: (200, [JOINED])
     assert "ABCD-EFGH" in invoke(device, server, "ls")
     assert json.loads(invoke(device, server, "ls", "--json")) == [JOINED]
