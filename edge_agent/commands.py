@@ -180,11 +180,41 @@ def show_budget(
     as_json: AsJson = False,
 ) -> None:
     """Show what all runs so far have cost, and what the owner allows."""
+    _tell_budget(home.expanduser(), as_json=as_json)
+
+
+@budget.command("set")
+def change_budget(
+    epsilon: Annotated[
+        float | None, typer.Option(min=0.01, help="Most ε over the life of the examples.")
+    ] = None,
+    unlimited: Annotated[
+        bool, typer.Option("--unlimited", help="No limit; also allows runs without noise.")
+    ] = False,
+    delta: Annotated[float | None, typer.Option(help="The δ at which it is meant.")] = None,
+    home: Home = DEFAULT_HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Change the budget; what was spent stays spent. The agent must not run meanwhile."""
+    from edge_agent.membership import read_membership, set_budget
+    from shared.errors import ConfigError
+    from shared.service import home_lock
+
+    if unlimited == (epsilon is not None):
+        raise ConfigError(["give either --epsilon or --unlimited"], source="options")
+    home = home.expanduser()
+    read_membership(home)  # or the lock would make a folder for a device that has not joined
+    with home_lock(home):
+        set_budget(home, epsilon, delta)
+    _tell_budget(home, as_json=as_json)
+
+
+def _tell_budget(home: Path, *, as_json: bool) -> None:
     from edge_agent.membership import read_membership
     from edge_agent.participate import Home as DeviceHome
     from shared.privacy.ledger import Ledger
 
-    paths = DeviceHome(home.expanduser())
+    paths = DeviceHome(home)
     membership, ledger = read_membership(paths.folder), Ledger(paths.ledger, repair=False)
     delta, allowed = membership.delta, membership.epsilon_budget
     spent = ledger.epsilon(delta)

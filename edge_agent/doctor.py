@@ -14,10 +14,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from edge_agent.examples import ExampleStore
 from edge_agent.inference.answering import Policy, Templates
 from edge_agent.inference.installed import ANSWERS, POLICY, Serving, model_folder, open_model
 from edge_agent.membership import FILE, read_membership
-from edge_agent.participate import Home
+from edge_agent.participate import Home, check_charged
 from shared.config import read_toml
 from shared.crypto.identity import Identity
 from shared.errors import LlmOsError, ModelError
@@ -139,6 +140,8 @@ def _settings(home: Path) -> tuple[Outcome, str]:
 def _ledger(home: Path) -> tuple[Outcome, str]:
     membership = read_membership(home)
     ledger = Ledger(Home(home).ledger, repair=False)
+    if Home(home).examples.exists():
+        check_charged(ExampleStore(Home(home).examples), ledger)
     spent = ledger.epsilon(membership.delta)
     return Outcome.OK, f"{len(ledger.charges())} charges, ε = {spent:.3f}"
 

@@ -3,6 +3,8 @@
 X1  after :meth:`ExampleStore.add` returns, the examples survive power loss
 X2  an import is taken whole or not at all, and the same example is kept once
 X3  a store keeps its identifier for life; the privacy budget is charged to it
+X4  a store remembers how many charges it has borne, so that a copy of it beside an
+    empty ledger, or beside one that lost its end, is known for what it is
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _APPLICATION_ID: Final = 0x4C4C4D45
 
 _SCHEMA: Final = (
     f"PRAGMA application_id = {_APPLICATION_ID}",
-    "CREATE TABLE store (id TEXT NOT NULL)",
+    "CREATE TABLE store (id TEXT NOT NULL)",  # and charges, see _ADD_CHARGES
     """CREATE TABLE examples (
         position INTEGER PRIMARY KEY,
         text TEXT NOT NULL,
@@ -38,6 +40,7 @@ _SCHEMA: Final = (
         UNIQUE (text, label)
     )""",
 )
+_ADD_CHARGES: Final = "ALTER TABLE store ADD COLUMN charges INTEGER NOT NULL DEFAULT 0"
 _BUSY_TIMEOUT_S: Final = 10.0
 
 
@@ -90,6 +93,9 @@ class ExampleStore:
                 connection.execute("INSERT INTO store VALUES (?)", (str(uuid.uuid4()),))
             elif owner != _APPLICATION_ID:
                 raise DataError(f"{path} is not an example store, but another program's database")
+            columns = {row[1] for row in connection.execute("PRAGMA table_info(store)")}
+            if "charges" not in columns:  # made before X4
+                connection.execute(_ADD_CHARGES)
             (self.store_id,) = connection.execute("SELECT id FROM store").fetchone()
             """Random, made with the file; what the ledger charges."""
 
@@ -123,6 +129,21 @@ class ExampleStore:
         """How many examples there are. Private: it leaves the device only noised."""
         with self._connection() as connection:
             return int(connection.execute("SELECT count(*) FROM examples").fetchone()[0])
+
+    @property
+    def charges(self) -> int:
+        """How many charges the ledger beside this store has at least (X4)."""
+        with self._connection() as connection:
+            return int(connection.execute("SELECT charges FROM store").fetchone()[0])
+
+    def note_charges(self, count: int) -> None:
+        """Remember that the ledger has ``count`` charges by now; never fewer than before.
+
+        Raises:
+            StorageError: the disk refused; the store is as it was.
+        """
+        with self._transaction() as connection:
+            connection.execute("UPDATE store SET charges = max(charges, ?)", (count,))
 
     def digest(self) -> Digest:
         """SHA-256 over all examples in their order: equal exactly when the contents are."""

@@ -156,6 +156,29 @@ def join(
     return membership
 
 
+def set_budget(home: Path, epsilon_budget: float | None, delta: float | None = None) -> Membership:
+    """Change what the owner allows; what was spent stays spent.
+
+    The agent reads it when it starts: call this with the home's lock held.
+
+    Args:
+        home: The device's folder.
+        epsilon_budget: Most ε over the life of the example store; None has no limit.
+        delta: The δ at which it is meant; None keeps the one that is set.
+
+    Raises:
+        ConfigError: it has not joined, or a number lies outside its domain.
+        StorageError: the disk refused; the budget is as it was.
+    """
+    before = read_membership(home)
+    fields = before.model_dump() | {"epsilon_budget": epsilon_budget}
+    if delta is not None:
+        fields["delta"] = delta
+    after = read(Membership, fields, source="options")
+    write_durably(home / FILE, after.model_dump_json(indent=2).encode(), mode=0o600)
+    return after
+
+
 def _ask(url: str, body: dict[str, str]) -> _Welcome:
     try:
         response = httpx.post(

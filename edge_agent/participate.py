@@ -28,6 +28,7 @@ from shared.errors import (
     BudgetExceeded,
     DataError,
     GateRefused,
+    LedgerDamaged,
     SeedRefused,
     ShapeMismatch,
     StorageError,
@@ -157,6 +158,20 @@ def check_allowed(plan: RunPlan, round_: RoundNumber, home: Home, owner: Owner) 
         raise BudgetExceeded(needed=needed, budget=owner.epsilon_budget)
 
 
+def check_charged(store: ExampleStore, ledger: Ledger) -> None:
+    """Refuse a ledger that lacks charges which the examples have borne.
+
+    Raises:
+        LedgerDamaged: with both numbers and what to do.
+    """
+    borne, known = store.charges, len(ledger.charges())
+    if known < borne:
+        raise LedgerDamaged(
+            f"these examples were charged {borne} times and the ledger beside them knows {known}: "
+            "restore ledger.jsonl, or bring it along from where the examples were copied"
+        )
+
+
 def participate(invited: Invited, home: Home, owner: Owner, trainer: Trainer) -> bytes:
     """Train, and return the encrypted update: the one release of this round.
 
@@ -168,7 +183,7 @@ def participate(invited: Invited, home: Home, owner: Owner, trainer: Trainer) ->
 
     Raises:
         BudgetExceeded, SeedRefused, AlreadyReleased, LedgerDamaged: as
-            :func:`check_allowed`; nothing is released.
+            :func:`check_allowed` and :func:`check_charged`; nothing is released.
         GateRefused: training gave nothing that may be sent.
         DataError: there are no examples, or none with a label of the run.
         UndecodableMessage, ShapeMismatch: the adapter is not one of this run;
@@ -180,15 +195,18 @@ def participate(invited: Invited, home: Home, owner: Owner, trainer: Trainer) ->
     if store.count == 0:
         raise DataError("this device has no examples; add some with 'llmos edge data add FILE'")
     check_allowed(plan, round_, home, owner)
+    ledger = Ledger(home.ledger)
+    check_charged(store, ledger)
     start = Adapter.from_bytes(invited.adapter)
     if start.shape != plan.shape:
         raise ShapeMismatch("the adapter has another shape than the run plan states")
-    ledger, seeds = Ledger(home.ledger), ReleaseSeeds(home.seeds)
+    seeds = ReleaseSeeds(home.seeds)
     trainer.prepare(plan, home.examples, home.features)
     seed = seeds.obtain(plan.run_id, round_, _draw(owner, plan, round_))
     if plan.count_facts() and all(charge.run != plan.run for charge in ledger.charges()):
         seeds.obtain(plan.run_id, _COUNT_ROUND, _draw(owner, plan, _COUNT_ROUND))
     _charge(ledger, plan, round_, store.store_id)
+    store.note_charges(len(ledger.charges()))
     expected = _noised_count(home, plan, store.count)
     training, held_out = plan.job.training, plan.job.evaluation.share
     learnt_from = max(1.0, expected * (1 - held_out))

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from edge_agent.examples import ExampleStore
-from edge_agent.membership import FILE, Membership
+from edge_agent.membership import FILE, Membership, read_membership
 from edge_agent.outbox import Outbox
 from edge_agent.participate import Home
 from shared.crypto.identity import Identity, fingerprint, format_public
 from shared.data_files import Example
 from shared.privacy.accountant import NonPrivate, SampledGaussian, epsilon
 from shared.privacy.ledger import Charge, Ledger
+from shared.service import home_lock
 from shared.types import RoundNumber, RunId
 from tests.support.commands import CommandLine
 
@@ -100,7 +101,48 @@ def test_the_budget_is_what_the_ledger_comes_to(llmos: CommandLine, home: Home) 
     assert json.loads(llmos.out)["epsilon"] is None
 
 
-@pytest.mark.parametrize("command", [["run"], ["status"], ["budget", "show"]])
+def test_a_changed_budget_is_kept_and_what_was_spent_stays_spent(
+    llmos: CommandLine, home: Home
+) -> None:
+    fact = SampledGaussian(noise_multiplier=2.0, sample_rate=1.0, steps=3)
+    charge = Charge(RunId("run"), RoundNumber(1), "store", (fact,), "2026-01-01T00:00:00Z")
+    Ledger(home.ledger).charge(charge)
+    change = ("edge", "budget", "set", "--home", home.folder, "--json")
+    assert llmos(*change, "--epsilon", "3", "--delta", "1e-6") == 0
+    shown = json.loads(llmos.out)
+    assert (shown["budget"], shown["delta"], shown["charges"]) == (3.0, 1e-6, 1)
+    assert shown["epsilon"] == pytest.approx(epsilon([fact], delta=1e-6))
+    assert llmos(*change, "--unlimited") == 0
+    membership = read_membership(home.folder)
+    assert membership.epsilon_budget is None
+    assert membership.delta == 1e-6
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [[], ["--epsilon", "3", "--unlimited"], ["--epsilon", "3", "--delta", "2"], ["--epsilon", "0"]],
+)
+def test_a_budget_that_makes_no_sense_changes_nothing(
+    llmos: CommandLine, home: Home, wrong: list[str]
+) -> None:
+    before = (home.folder / FILE).read_bytes()
+    assert llmos("edge", "budget", "set", "--home", home.folder, *wrong) != 0
+    assert (home.folder / FILE).read_bytes() == before
+
+
+def test_the_budget_of_a_running_agent_is_not_changed_behind_its_back(
+    llmos: CommandLine, home: Home
+) -> None:
+    before = (home.folder / FILE).read_bytes()
+    with home_lock(home.folder):
+        assert llmos("edge", "budget", "set", "--epsilon", "3", "--home", home.folder) == 1
+    assert "another process works in" in llmos.err
+    assert (home.folder / FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "command", [["run"], ["status"], ["budget", "show"], ["budget", "set", "--epsilon", "1"]]
+)
 def test_a_device_that_has_not_joined_is_told_how(
     llmos: CommandLine, tmp_path: Path, command: list[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import sqlite3
@@ -195,3 +196,23 @@ def test_a_larger_share_holds_out_whom_a_smaller_one_did() -> None:
         {one.text for one in examples if is_held_out(one, share)} for share in (0.2, 0.4)
     )
     assert small < large
+
+
+def test_charges_are_remembered_and_never_fewer(tmp_path: Path) -> None:
+    store = ExampleStore(tmp_path / "examples.db")
+    assert store.charges == 0
+    store.note_charges(3)
+    store.note_charges(2)
+    assert ExampleStore(tmp_path / "examples.db").charges == 3
+
+
+def test_a_store_made_before_charges_were_remembered_is_still_read(tmp_path: Path) -> None:
+    path = tmp_path / "examples.db"
+    before = ExampleStore(path)
+    before.add([Example("hi", "a")])
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("ALTER TABLE store DROP COLUMN charges")
+        connection.commit()
+    store = ExampleStore(path)
+    assert (store.store_id, store.charges) == (before.store_id, 0)
+    assert store.examples() == [Example("hi", "a")]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +148,27 @@ def test_a_damaged_ledger_releases_nothing(home: Home) -> None:
     with pytest.raises(LedgerDamaged):
         participate(invited(round_=3), home, EASY_GOING, trainer)
     assert trainer.requests == []
+
+
+def test_a_ledger_that_lacks_what_the_examples_bore_releases_nothing(
+    home: Home, tmp_path: Path
+) -> None:
+    for round_ in (1, 2):
+        participate(invited(round_=round_), home, EASY_GOING, SeededTrainer())
+    kept = home.ledger.read_bytes()
+    copied = Home(tmp_path / "copied")
+    copied.folder.mkdir()
+    with sqlite3.connect(home.examples) as source, sqlite3.connect(copied.examples) as target:
+        source.backup(target)
+    first_line, _, _ = kept.partition(b"\n")
+    home.ledger.write_bytes(first_line + b"\n")
+    for place in (home, copied):
+        trainer = SeededTrainer()
+        with pytest.raises(LedgerDamaged, match="charged 2 times"):
+            participate(invited(round_=3), place, EASY_GOING, trainer)
+        assert trainer.requests == []
+    home.ledger.write_bytes(kept)
+    participate(invited(round_=3), home, EASY_GOING, SeededTrainer())
 
 
 # P2: the same after a crash
