@@ -374,8 +374,10 @@ class Conductor:
         return False
 
     def _key_request(self) -> KeyRequest:
-        groups = self.plan.job.protection.groups
-        return KeyRequest.of(self.plan.scheme, self.plan.layout, groups)
+        protection = self.plan.job.protection
+        return KeyRequest.of(
+            self.plan.scheme, self.plan.layout, protection.groups, protection.min_devices
+        )
 
     def _key_holder_is_silent(self, now: float) -> bool:
         """Whether the key holder has been waited for long enough; the round has then failed."""

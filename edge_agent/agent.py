@@ -316,12 +316,11 @@ class Agent:
             )
         signed = open_sealed(invitation.announcement, expected=self._trust.key_holder)
         announcement = signed.message
+        asked = plan.job.protection.groups, plan.job.protection.min_devices
         if (
             not isinstance(announcement, KeyAnnouncement)
             or (signed.run, signed.round) != (envelope.run, envelope.round)
-            or not announcement.answers(
-                KeyRequest.of(plan.scheme, plan.layout, plan.job.protection.groups)
-            )
+            or not announcement.answers(KeyRequest.of(plan.scheme, plan.layout, *asked))
         ):
             raise WrongKey("the key holder's announcement is for another round or layout")
         if announcement.min_devices < self._trust.min_devices:

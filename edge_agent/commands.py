@@ -217,11 +217,11 @@ def _tell_budget(home: Path, *, as_json: bool) -> None:
     paths = DeviceHome(home)
     membership, ledger = read_membership(paths.folder), Ledger(paths.ledger, repair=False)
     delta, allowed = membership.delta, membership.epsilon_budget
-    spent = ledger.epsilon(delta)
+    spent, alone = ledger.epsilon(delta), ledger.epsilon_alone(delta)
     if as_json:
-        spent_or_null = spent if math.isfinite(spent) else None
         facts = {
-            "epsilon": spent_or_null,
+            "epsilon": spent if math.isfinite(spent) else None,
+            "epsilon_alone": alone if math.isfinite(alone) else None,
             "delta": delta,
             "budget": allowed,
             "charges": len(ledger.charges()),
@@ -230,3 +230,8 @@ def _tell_budget(home: Path, *, as_json: bool) -> None:
         return
     limit = f"of {allowed:g}" if allowed is not None else "without a limit"
     typer.echo(f"ε = {spent:.3f} {limit} at δ = {delta:g}, over {len(ledger.charges())} charges")
+    if alone > spent:
+        typer.echo(
+            f"Noise was shared with other devices: against the key holder, or all of them together, "
+            f"this device's own noise comes to ε = {alone:.3f}"
+        )

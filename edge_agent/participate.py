@@ -207,9 +207,12 @@ def participate(invited: Invited, home: Home, owner: Owner, trainer: Trainer) ->
         seeds.obtain(plan.run_id, _COUNT_ROUND, _draw(owner, plan, _COUNT_ROUND))
     _charge(ledger, plan, round_, store.store_id)
     store.note_charges(len(ledger.charges()))
-    expected = _noised_count(home, plan, store.count)
     training, held_out = plan.job.training, plan.job.evaluation.share
-    learnt_from = max(1.0, expected * (1 - held_out))
+    if plan.distributed:
+        # Every device weighs the same: nothing needs to be told of how many examples it has.
+        learnt_from = float(training.examples_cap)
+    else:
+        learnt_from = max(1.0, _noised_count(home, plan, store.count) * (1 - held_out))
     trained = trainer.train(
         TrainRequest(
             store_path=home.examples,
@@ -228,6 +231,10 @@ def participate(invited: Invited, home: Home, owner: Owner, trainer: Trainer) ->
             held_out_share=held_out,
             seed=seed,
             proximal_mu=training.proximal_mu,
+            integer_clip=plan.integer_clip,
+            share_variance=plan.share_variance,
+            coordinate_clamp=plan.coordinate_clamp if plan.distributed else 0,
+            magnitude=plan.layout.magnitude if plan.distributed else 0,
         )
     )
     weight = min(1.0, learnt_from / training.examples_cap)
@@ -270,19 +277,14 @@ def packed(
     """
     if update.shape != (plan.parameters,):
         raise GateRefused(f"{update.shape} values were trained, the run has {plan.parameters}")
-    norm = float(np.linalg.norm(update))
-    if not math.isfinite(norm):
-        raise GateRefused("training diverged: the update is not finite")
-    if norm == 0.0:
-        raise GateRefused("training changed nothing")
-    size = plan.parameters
-    clipped = clip_by_norm(weight * update, plan.update_norm).update
     uniforms = stream.uniforms("rounding", plan.layout.count)
-    quantised = plan.update_quantiser.quantise(clipped, uniforms[:size])
-    shares = np.array([weight, quantised.saturated / size])
-    share, saturated = plan.share_quantiser.quantise(shares, uniforms[size : size + 2]).values
-    # A weight that rounds to nothing would leave the update in the sum and its weight out.
-    parts = [quantised.values, np.array([max(share, 1), saturated])]
+    size = plan.parameters
+    if plan.distributed:
+        # Integers already, with noise. Whatever more was made of them here, be it a count of
+        # those that were held, would be seen under this device's own share of noise alone.
+        parts = [update.astype(np.int64), np.array([plan.share_quantiser.magnitude, 0])]
+    else:
+        parts = list(_weighted(update, weight, plan, uniforms[: size + 2]))
     if plan.evaluates:
         # Of more examples than the cap the mean counts as the cap's: one record weighs less.
         sums = np.array(scored, np.float64) * min(
@@ -293,6 +295,28 @@ def packed(
             sums += spread * stream.gaussians("evaluation", 2)
         parts.append(plan.evaluation_quantiser.quantise(sums, uniforms[size + 2 :]).values)
     return np.concatenate(parts).astype(np.int64)
+
+
+def _weighted(
+    update: FloatVector, weight: float, plan: RunPlan, uniforms: FloatVector
+) -> tuple[IntVector, IntVector]:
+    """The weighted update in integers, and behind it weight and share saturated.
+
+    Raises:
+        GateRefused: the update is not finite or zero.
+    """
+    norm = float(np.linalg.norm(update))
+    if not math.isfinite(norm):
+        raise GateRefused("training diverged: the update is not finite")
+    if norm == 0.0:
+        raise GateRefused("training changed nothing")
+    clipped = clip_by_norm(weight * update, plan.update_norm).update
+    size = plan.parameters
+    quantised = plan.update_quantiser.quantise(clipped, uniforms[:size])
+    shares = np.array([weight, quantised.saturated / size])
+    share, saturated = plan.share_quantiser.quantise(shares, uniforms[size:]).values
+    # A weight that rounds to nothing would leave the update in the sum and its weight out.
+    return quantised.values, np.array([max(share, 1), saturated])
 
 
 def _draw(owner: Owner, plan: RunPlan, round_: RoundNumber) -> Callable[[], bytes]:

@@ -20,7 +20,15 @@ from shared.crypto.sum_cipher import MAX_DEVICES, Scheme, SumLayout
 from shared.errors import ConfigError
 from shared.models.adapter import AdapterShape
 from shared.models.task import find_task, task_names
-from shared.privacy.accountant import Fact, NonPrivate, SampledGaussian, noise_multiplier_for
+from shared.privacy.accountant import (
+    Fact,
+    NonPrivate,
+    SampledGaussian,
+    SharedDiscreteGaussian,
+    epsilon,
+    noise_multiplier_for,
+)
+from shared.privacy.discrete_gaussian import MAX_VARIANCE
 from shared.privacy.quantiser import Quantiser
 from shared.types import FloatVector, RunId
 
@@ -59,6 +67,15 @@ REFUSED_METHODS: Final = {
     "vera": "its scaling vectors are bare parameters that Opacus does not hook",
 }
 """Adapters known from peft that fail with per-sample gradients (tried with Opacus 1.6)."""
+
+_NOISE_REACH: Final = 11
+"""Deviations of discrete noise that have room in a value: more come once in 10^26 numbers."""
+
+_CLIPS_IN_RANGE: Final = 16
+"""Clips that a device's summed gradient may have in one value before it is held there."""
+
+_MOST_NOISE: Final = 1e4
+"""Multiplier beyond which 16-bit values leave a clip of nothing."""
 
 _STEEPEST_GRADIENT: Final = 14.3
 """L2 bound on one example's gradient of the head: |p - y| ≤ √2 times
@@ -143,12 +160,15 @@ class PrivacyTable(Table):
 
     Attributes:
         noise: ``local``: every device adds all of its noise, safe against
-            everybody. ``none``: no promise; owners must have allowed it.
+            everybody. ``distributed``: ``protection.min_devices`` devices' noise
+            is enough together, safe against whoever sees sums alone; so many
+            fewer than that may drop out as the cohort is larger. ``none``: no
+            promise; owners must have allowed it.
         epsilon: Total ε of the whole run for one record. Dimensionless.
         delta: Failure probability; keep it below 1 / records of a device.
     """
 
-    noise: Literal["local", "none"] = "local"
+    noise: Literal["local", "distributed", "none"] = "local"
     epsilon: float = Field(8.0, gt=0, le=1e6)
     delta: float = Field(1e-5, gt=0, lt=1)
 
@@ -300,6 +320,7 @@ class Job(Table):
         elif self.model.trainable == "head" and not find_task(self.task).has_head:
             yield f"model.trainable: {self.task} has no head to train; use 'lora'"
         yield from self._contradictions_of_groups()
+        yield from self._contradictions_of_distributed_noise()
         wanted, protection = self.cohort.devices, self.protection
         if wanted and wanted < protection.fewest:
             yield (
@@ -316,6 +337,22 @@ class Job(Table):
                 f"privacy.epsilon: {self.privacy.epsilon} is below 0.5, which the noise on the "
                 "example count alone would nearly use up"
             )
+
+    def _contradictions_of_distributed_noise(self) -> Iterator[str]:
+        """Noise is shared over one step's exact integers, in sums that nobody takes apart."""
+        if self.privacy.noise != "distributed":
+            return
+        why = "with privacy.noise = 'distributed'"
+        if self.training.local_steps != 1:
+            yield f"training.local_steps: must be 1 {why}, which noises one gradient per round"
+        if self.protection.bits != 16:
+            yield f"protection.bits: must be 16 {why}; fewer leave no room for clip and noise"
+        if self.protection.scheme == "clear":
+            yield f"protection.scheme: must not be 'clear' {why}: one device's share hides little"
+        if self.protection.value_range:
+            yield f"protection.value_range: must be left at 0 {why}, where it follows from the clip"
+        if self.training.proximal_mu:
+            yield f"training.proximal_mu: must be 0 {why}; a single step has nowhere to be pulled"
 
     def _contradictions_of_groups(self) -> Iterator[str]:
         """A robust rule needs enough to compare, and groups need a rule that compares them."""
@@ -360,6 +397,10 @@ class RunPlan(Table):
         noise_multiplier: σ / C; 0 without noise.
         value_range: Values of the weighted update beyond ± this are saturated.
         update_norm: L2 bound on the whole weighted update.
+        integer_clip: With distributed noise the L2 bound on one example's rounded
+            gradient, in steps of the quantiser; 0 otherwise.
+        share_variance: With distributed noise the variance of one device's share,
+            in the same steps squared; 0 otherwise.
     """
 
     run: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$")
@@ -370,6 +411,33 @@ class RunPlan(Table):
     noise_multiplier: float = Field(ge=0, le=1e6)
     value_range: float = Field(ge=1e-12, le=1e15)
     update_norm: float = Field(ge=1e-12, le=1e15)
+    integer_clip: int = Field(0, ge=0, le=2**15)
+    share_variance: int = Field(0, ge=0, le=MAX_VARIANCE)
+
+    def contradictions(self) -> Iterator[str]:
+        """A distributed plan has a clip, noise and room for both, others have none."""
+        if not self.distributed:
+            if self.integer_clip or self.share_variance:
+                yield "integer_clip, share_variance: only distributed noise has them"
+        elif not (self.integer_clip and self.share_variance):
+            yield "integer_clip, share_variance: distributed noise needs both"
+        elif self.coordinate_clamp < self.integer_clip:
+            yield "share_variance: leaves less room than one example needs"
+
+    @property
+    def distributed(self) -> bool:
+        """Whether devices share one round's noise."""
+        return self.job.privacy.noise == "distributed"
+
+    @property
+    def noise_reach(self) -> int:
+        """Noise of more than ± this would wrap: eleven deviations, which none of 10^26 exceeds."""
+        return math.ceil(_NOISE_REACH * math.sqrt(self.share_variance))
+
+    @property
+    def coordinate_clamp(self) -> int:
+        """Each value of a device's summed gradient is held within ± this before noise."""
+        return self.layout.magnitude - self.noise_reach
 
     @property
     def run_id(self) -> RunId:
@@ -453,8 +521,8 @@ class RunPlan(Table):
 
     def count_facts(self) -> tuple[Fact, ...]:
         """What the noised example count, released once per run, costs."""
-        if self.noise_multiplier == 0:
-            return ()
+        if self.noise_multiplier == 0 or self.distributed:
+            return ()  # with distributed noise every device weighs the same
         return (SampledGaussian(noise_multiplier=COUNT_NOISE, sample_rate=1.0, steps=1),)
 
     def round_facts(self) -> tuple[Fact, ...]:
@@ -462,17 +530,36 @@ class RunPlan(Table):
         if self.noise_multiplier == 0:
             return (NonPrivate(reason=f"run {self.run} trains without noise"),)
         training = self.job.training
-        trained = SampledGaussian(
+        trained: Fact = SampledGaussian(
             noise_multiplier=self.noise_multiplier,
             sample_rate=training.sample_rate,
             steps=training.local_steps,
         )
+        if self.distributed:
+            trained = _shared(self.job, self.shape, self.integer_clip, self.share_variance)
         # An example is trained on or scored, never both; charging it for both errs on its side.
         return (trained, *_evaluation_facts(self.job))
 
     def run_facts(self) -> tuple[Fact, ...]:
         """The run's worst case for a device that takes part in every round."""
         return self.count_facts() + self.round_facts() * self.job.training.rounds
+
+
+def _shared(
+    job: Job, shape: AdapterShape, integer_clip: int, share_variance: int
+) -> SharedDiscreteGaussian:
+    """One round of distributed noise as a fact."""
+    protection = job.protection
+    return SharedDiscreteGaussian(
+        variance=share_variance,
+        shares=protection.min_devices,
+        sensitivity=integer_clip,
+        dimension=shape.parameters,
+        reach=math.ceil(_NOISE_REACH * math.sqrt(share_variance)),
+        most=protection.max_devices,
+        sample_rate=job.training.sample_rate,
+        steps=1,
+    )
 
 
 def _evaluation_facts(job: Job) -> tuple[Fact, ...]:
@@ -502,6 +589,8 @@ def plan_run(
     Raises:
         ConfigError: no noise multiplier reaches ``job.privacy.epsilon``.
     """
+    if job.privacy.noise == "distributed":
+        return _plan_distributed(job, run=run, shape=shape, seed=seed, simulation=simulation)
     training, privacy = job.training, job.privacy
     steps = training.local_steps
     reach = training.learning_rate * training.clip_norm
@@ -536,6 +625,80 @@ def plan_run(
         noise_multiplier=multiplier,
         value_range=job.protection.value_range or value_range,
         update_norm=update_norm,
+    )
+    _check_totals(plan)
+    return plan
+
+
+def _plan_distributed(
+    job: Job, *, run: RunId, shape: AdapterShape, seed: int, simulation: bool
+) -> RunPlan:
+    """Find the finest integers in which clip and noise of a run have room.
+
+    A value of M = 2^15 - 1 holds sixteen clips of gradient and eleven deviations of one
+    device's noise, σ = z C / √m for m devices: C = M / (16 + 11 z / √m). Among n
+    examples of a batch a coordinate rarely gets a sixteenth of a clip from each.
+
+    Raises:
+        ConfigError: no noise reaches ``job.privacy.epsilon``, or gradients have so many
+            values that rounding them would take up more than a quarter of the clip.
+    """
+    training, privacy, protection = job.training, job.privacy, job.protection
+    magnitude = 2 ** (protection.bits - 1) - 1
+    evaluation = _evaluation_facts(job) * training.rounds
+
+    def integers(multiplier: float) -> tuple[int, int]:
+        ratio = multiplier / math.sqrt(protection.min_devices)
+        clip = max(1, int(magnitude / (_CLIPS_IN_RANGE + _NOISE_REACH * ratio)))
+        return clip, max(1, math.ceil((ratio * clip) ** 2))
+
+    def cost(multiplier: float) -> float:
+        fact = _shared(job, shape, *integers(multiplier))
+        return epsilon([*[fact] * training.rounds, *evaluation], delta=privacy.delta)
+
+    if epsilon(evaluation, delta=privacy.delta) >= privacy.epsilon:
+        problem = (
+            f"privacy.epsilon: {privacy.epsilon:g} at delta = {privacy.delta:g} is used up by the "
+            "held-out examples' scores alone; raise evaluation.noise"
+        )
+        raise ConfigError([problem], source="job")
+    low, high = 0.0, 1.0
+    while cost(high) > privacy.epsilon:
+        low, high = high, 2 * high
+        if high > _MOST_NOISE:
+            problem = (
+                f"privacy.epsilon: {privacy.epsilon:g} at delta = {privacy.delta:g} cannot be met "
+                "by any noise that 16-bit values have room for"
+            )
+            raise ConfigError([problem], source="job")
+    while high - low > 1e-4 * high:
+        middle = (low + high) / 2
+        if cost(middle) > privacy.epsilon:
+            low = middle
+        else:
+            high = middle
+    clip, variance = integers(high)
+    if shape.parameters > clip**2:
+        problem = (
+            f"privacy.noise: one example's gradient of {shape.parameters:,} values cannot be "
+            f"rounded within {clip} steps, which this noise leaves of 16 bits; train fewer "
+            "parameters, or spend more epsilon"
+        )
+        raise ConfigError([problem], source="job")
+    # One step of the integers, times the learning rate, as updates are measured.
+    step = training.learning_rate * training.clip_norm / clip
+    value_range = magnitude * step / (training.sample_rate * training.examples_cap)
+    plan = RunPlan(
+        run=run,
+        job=job,
+        shape=shape,
+        seed=seed,
+        simulation=simulation,
+        noise_multiplier=_shared(job, shape, clip, variance).noise_multiplier,
+        value_range=value_range,
+        update_norm=value_range * math.sqrt(shape.parameters),
+        integer_clip=clip,
+        share_variance=variance,
     )
     _check_totals(plan)
     return plan

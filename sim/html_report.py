@@ -630,7 +630,11 @@ def _stages(stages: Mapping[str, float]) -> tuple[Share, ...]:
 def _privacy_facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     privacy, protection = report.get("privacy", {}), report.get("protection", {})
     if _noised(report):
-        yield "noise", f"{privacy['noise']}: each device adds all of its own"
+        how = {
+            "local": "each device adds all of its own",
+            "distributed": "the devices of a sum share it",
+        }
+        yield "noise", f"{privacy['noise']}: {how[privacy['noise']]}"
         yield "noise multiplier σ/C", f"{privacy['noise_multiplier']:.3f}"
         yield "protects", f"one {privacy.get('level', 'record')}"
         yield "ε allowed", f"{privacy['epsilon_asked']:g}"
@@ -640,6 +644,10 @@ def _privacy_facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if spent:
         least, most = _epsilon(min(spent)), _epsilon(max(spent))
         yield "ε spent", most if least == most else f"{least} to {most}, by device"
+    if privacy.get("noise") == "distributed":
+        alone = [_number(value) for value in report.get("epsilon_alone", {}).values()]
+        if alone:
+            yield "ε against the key holder, or all other devices", _epsilon(max(alone))
     if "delta" in privacy:
         yield "δ", f"{privacy['delta']:g}"
     if protection:

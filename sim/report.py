@@ -114,6 +114,10 @@ def build_report(fleet: Fleet, run: RunId, *, stages: Mapping[str, float]) -> di
             device: _finite(ledger.epsilon(plan.job.privacy.delta))
             for device, ledger in ledgers.items()
         },
+        "epsilon_alone": {
+            device: _finite(ledger.epsilon_alone(plan.job.privacy.delta))
+            for device, ledger in ledgers.items()
+        },
         "epsilon_by_round": {
             device: _epsilon_by_round(ledger, run, plan.job.privacy.delta)
             for device, ledger in ledgers.items()

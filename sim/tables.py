@@ -37,8 +37,14 @@ def show_report(report: Mapping[str, Any], console: Console) -> None:
         console.print("privacy: none: this run trained without noise")
     else:
         console.print(
-            f"privacy: record level, local noise, σ/C = {privacy['noise_multiplier']:.3f}, "
-            f"δ = {privacy['delta']:g}"
+            f"privacy: record level, {privacy['noise']} noise, "
+            f"σ/C = {privacy['noise_multiplier']:.3f}, δ = {privacy['delta']:g}"
+        )
+    if privacy["noise"] == "distributed":
+        alone = max(map(float, report["epsilon_alone"].values()))
+        console.print(
+            f"ε above holds against who sees sums; ε = {alone:.1f} against the key holder, "
+            "or all other devices together"
         )
     hostile = report.get("adversary", {}).get("devices", [])
     if hostile:

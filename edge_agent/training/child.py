@@ -20,6 +20,7 @@ import numpy as np
 
 from edge_agent.examples import ExampleStore, is_held_out
 from edge_agent.training import dp_sgd
+from edge_agent.training.integer_gradient import integer_step
 from edge_agent.training.trainer import TrainRequest
 from shared.data_files import Example
 from shared.errors import DataError, DependencyMissing, ModelError, NonFiniteUpdate
@@ -110,7 +111,16 @@ def train(**fields: Any) -> dict[str, Any]:
         raise DataError(f"{request.store_path}: no example has a label that is being trained")
     with _learner(base, examples, targets, adapter, request) as learner:
         score_sum = dp_sgd.scores(learner, scored, request.task)
-        update = dp_sgd.local_update(learner, rows, request)
+        if request.integer_clip:
+            integers = integer_step(
+                dp_sgd.sample_gradients(learner, rows, request),
+                request,
+                parameters=adapter.parameters,
+                magnitude=request.magnitude,
+            )
+            update = integers.astype(np.float32)  # exact: they have 16 bits
+        else:
+            update = dp_sgd.local_update(learner, rows, request)
     return {
         "update": update.tobytes(),
         "steps": request.local_steps,

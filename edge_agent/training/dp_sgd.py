@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -44,6 +44,9 @@ _PHYSICAL_BATCH: Final = 1024
 
 _NOISE_MARGIN: Final = 9.0
 """The norm of d standard normal numbers exceeds √d + 9 once in 10^17 times."""
+
+_GRADIENT_VALUES: Final = 2**21
+"""Values of single examples' gradients at a time: 8 MB, which stay in a processor's cache."""
 
 SAMPLE_STREAM: Final = "sample"
 NOISE_STREAM: Final = "noise"
@@ -201,6 +204,44 @@ def local_update(learner: Learner, rows: Rows, request: TrainRequest) -> FloatMa
         step(batches)
         gate.check(moved(), int(drawn.sum()))
     return moved()
+
+
+def sample_gradients(learner: Learner, rows: Rows, request: TrainRequest) -> Iterator[FloatMatrix]:
+    """Yield every drawn example's own gradient, neither clipped nor noised.
+
+    The sample is the one that :func:`local_update` would draw for its first step.
+
+    Yields:
+        Float32, shape (n, parameters), in the order of
+        :meth:`~shared.models.adapter.Adapter.flatten`; nothing for an empty sample.
+
+    Raises:
+        DependencyMissing: torch or Opacus is not installed.
+    """
+    torch = require("torch", extra="train")
+    torch.set_num_threads(1)  # D3: threads would add in another order
+    warm_up()
+    from opacus.grad_sample import GradSampleModule
+
+    stream = ReleaseStream(request.seed)
+    drawn = stream.uniforms(SAMPLE_STREAM, len(rows)) < request.sample_rate
+    model = GradSampleModule(learner.module, loss_reduction="sum", strict=True)
+    losses = _Losses(find_task(request.task))
+    count = sum(parameter.numel() for parameter in learner.parameters)
+    at_once = max(1, _GRADIENT_VALUES // count)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        for batch in learner.split(rows[drawn]):
+            for start in range(0, len(batch), at_once):
+                part = batch[start : start + at_once]
+                inputs, targets = learner.load(part)
+                for parameter in learner.parameters:
+                    parameter.grad = parameter.grad_sample = None
+                losses(model(*inputs), targets).sum().backward()
+                parts = [
+                    parameter.grad_sample.reshape(len(part), -1) for parameter in learner.parameters
+                ]
+                yield torch.cat(parts, dim=1).numpy()
 
 
 class _Gate:

@@ -52,6 +52,15 @@ class TrainRequest:
     """Step size of the matrices inside the base as a multiple of ``learning_rate``."""
     held_out_share: float = 0.0
     """This share of the store, the same in every round, is scored and never trained on."""
+    integer_clip: int = 0
+    """With distributed noise ``clip_norm`` in whole steps, and the bound on an example's rounded
+    gradient; 0 trains with noise of this device's own."""
+    share_variance: int = 0
+    """Variance of this device's share of discrete noise, in the same steps."""
+    coordinate_clamp: int = 0
+    """Bound on each value of the summed gradient before noise, in the same steps."""
+    magnitude: int = 0
+    """Largest integer of an update; beyond it values wrap."""
 
     def __post_init__(self) -> None:
         """Refuse what would train something other than asked, naming every problem.
@@ -72,6 +81,13 @@ class TrainRequest:
             "step_ratio must be > 0 and finite": 0 < self.step_ratio < math.inf,
             "held_out_share must lie in [0, 1)": 0 <= self.held_out_share < 1,
             f"seed must have {SEED_BYTES} bytes": len(self.seed) == SEED_BYTES,
+            "distributed noise needs one clipped step, noise and a range": not self.integer_clip
+            or (
+                self.local_steps == 1
+                and self.clip_norm is not None
+                and self.share_variance >= 1
+                and 1 <= self.coordinate_clamp < self.magnitude
+            ),
         }
         problems = [problem for problem, holds in checks.items() if not holds]
         if problems:
@@ -84,7 +100,8 @@ class Trained:
 
     update: FloatMatrix
     """New minus old parameters, each divided by its step ratio: 1 in the head,
-    ``step_ratio`` inside the base. float32, in the order of ``Adapter.flatten``."""
+    ``step_ratio`` inside the base. float32, in the order of ``Adapter.flatten``. With
+    distributed noise whole numbers, in steps of ``clip_norm / integer_clip`` of a gradient."""
     steps: int
     examples_used: int
     """Examples that were trained on: those whose label the adapter knows, without the held out."""

@@ -5,7 +5,8 @@ A process that the coordinator's operator does not control. What it promises:
     H1  it never decrypts a ciphertext that was handed to it as a total: it adds
         the devices' signed contributions by itself, and opens its own sums
     H2  only contributions signed by devices that *its own* operator approved
-        count, each device once, and at least ``min_devices`` of them in a sum
+        count, each device once, and at least ``min_devices`` of them in a
+        sum, its own number or the run's, whichever is larger
     H3  one set per (run, round), fixed on disk and signed before any ciphertext
         leaves a device; another set is refused for ever
     H4  one opening per set: of each of its disjoint groups one sum, over those
@@ -321,6 +322,8 @@ class KeyHolder:
             raise ProtocolError("the clear scheme has no keys to hold")
         if not 1 <= request.groups <= MAX_GROUPS:
             raise ProtocolError(f"groups must be 1 to {MAX_GROUPS}, not {request.groups}")
+        if not 2 <= request.min_devices <= request.max_devices:
+            raise ProtocolError(f"no sum can have {request.min_devices} devices or more")
         seed = new_seed()
         pair = opener_for(scheme, layout).new_key_pair()
         announcement = KeyAnnouncement(
@@ -329,7 +332,7 @@ class KeyHolder:
             bits=layout.bits,
             max_devices=layout.max_devices,
             groups=request.groups,
-            min_devices=self._min_devices,
+            min_devices=max(self._min_devices, request.min_devices),
             draw=commitment_to(seed),
             key_id=key_id_of(pair.public),
             digest=digest_of(pair.public),
@@ -429,8 +432,9 @@ class KeyHolder:
         ]
         found = [group for group in present if group]
         smallest = min(map(len, found), default=0)
-        if smallest < self._min_devices:
-            raise CohortTooSmall(present=smallest, required=self._min_devices)
+        required = max(self._min_devices, announcement["min_devices"])
+        if smallest < required:
+            raise CohortTooSmall(present=smallest, required=required)
         return found
 
     def _fetch(self, opening: _Opening, vault: _Vault) -> None:
@@ -485,7 +489,7 @@ class KeyHolder:
                 raise ProtocolError("two contributions are the same ciphertext")
             contributions[Digest(message.digest)] = name
         groups = announcement["groups"]
-        required = self._min_devices * groups
+        required = max(self._min_devices, announcement["min_devices"]) * groups
         if unknown:
             log.warning("devices.unapproved", run=envelope.run, keys=unknown)
         if len(contributions) < required:

@@ -25,11 +25,18 @@ from typing import Any, Final
 from shared.errors import LedgerDamaged, PrivacyError
 from shared.files import append_durably, disk_errors
 from shared.privacy import accountant
-from shared.privacy.accountant import Fact, NonPrivate, SampledGaussian
+from shared.privacy.accountant import (
+    Fact,
+    NonPrivate,
+    SampledGaussian,
+    SharedDiscreteGaussian,
+    alone,
+)
 from shared.types import RoundNumber, RunId
 
-_KINDS: Final[dict[str, type[SampledGaussian] | type[NonPrivate]]] = {
+_KINDS: Final[dict[str, type[Fact]]] = {
     "sampled_gaussian": SampledGaussian,
+    "shared_discrete_gaussian": SharedDiscreteGaussian,
     "non_private": NonPrivate,
 }
 """Names on disk. They are never reused for another meaning, and an unknown one is refused."""
@@ -106,6 +113,15 @@ class Ledger:
     def epsilon(self, delta: float) -> float:
         """ε at ``delta`` of everything charged so far; ``inf`` once something was not private."""
         return self.epsilon_after((), delta)
+
+    def epsilon_alone(self, delta: float) -> float:
+        """ε of everything charged against who sees this device's own shares of noise alone.
+
+        That is the key holder, or all other devices of every sum together with whoever
+        sees the sums; without distributed noise the same as :meth:`epsilon`.
+        """
+        charged = [fact for charge in self._charges.values() for fact in charge.facts]
+        return accountant.epsilon(alone(charged), delta=delta)
 
     def epsilon_after(self, facts: Iterable[Fact], delta: float) -> float:
         """ε at ``delta`` if ``facts`` were charged too. Nothing is charged."""

@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from numpy.typing import NDArray
 
 from shared.errors import StorageError
 from shared.files import disk_errors, sync_folder, write_durably
@@ -133,14 +134,17 @@ class ReleaseStream:
         self._seed = seed
         self._streams: dict[str, Callable[[bytes], bytes]] = {}
 
-    def uniforms(self, label: str, count: int) -> FloatVector:
-        """Return the next ``count`` numbers of a stream, uniform on [0, 1) in steps of 2^-53."""
+    def words(self, label: str, count: int) -> NDArray[np.uint64]:
+        """Return the next ``count`` 64-bit words of a stream."""
         if label not in self._streams:
             key = _derived(self._seed, b"llmos release stream v1\0" + label.encode())
             cipher = Cipher(ChaCha20(key, bytes(16)), mode=None)
             self._streams[label] = cipher.encryptor().update
-        words = np.frombuffer(self._streams[label](bytes(8 * count)), dtype="<u8")
-        return np.asarray((words >> np.uint64(11)) * 2.0**-53)
+        return np.frombuffer(self._streams[label](bytes(8 * count)), dtype="<u8")
+
+    def uniforms(self, label: str, count: int) -> FloatVector:
+        """Return the next ``count`` numbers of a stream, uniform on [0, 1) in steps of 2^-53."""
+        return np.asarray((self.words(label, count) >> np.uint64(11)) * 2.0**-53)
 
     def gaussians(self, label: str, count: int) -> FloatVector:
         """Return the next ``count`` standard normal numbers of a stream.

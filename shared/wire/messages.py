@@ -229,7 +229,12 @@ class Contribution(Message):
 
 @dataclass(frozen=True, slots=True)
 class KeyRequest(Message):
-    """Make a key pair for the envelope's round."""
+    """Make a key pair for the envelope's round.
+
+    Attributes:
+        min_devices: Fewest devices that the run allows in a sum; the holder opens for
+            no fewer, whatever it would allow by itself.
+    """
 
     kind: ClassVar[str] = "key-request"
     scheme: str
@@ -237,11 +242,12 @@ class KeyRequest(Message):
     bits: int
     max_devices: int
     groups: int
+    min_devices: int
 
     @classmethod
-    def of(cls, scheme: Scheme, layout: SumLayout, groups: int) -> KeyRequest:
-        """Ask for a key under which vectors of this layout are summed in ``groups`` groups."""
-        return cls(scheme, layout.count, layout.bits, layout.max_devices, groups)
+    def of(cls, scheme: Scheme, layout: SumLayout, groups: int, min_devices: int) -> KeyRequest:
+        """Ask for a key under which ``groups`` groups' vectors of this layout are summed."""
+        return cls(scheme, layout.count, layout.bits, layout.max_devices, groups, min_devices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,8 +273,14 @@ class KeyAnnouncement(Message):
     size: int
 
     def answers(self, request: KeyRequest) -> bool:
-        """Whether the key is for the scheme and layout that were asked for."""
-        return (self.scheme, self.count, self.bits, self.max_devices, self.groups) == (
+        """Whether the key is for what was asked for, and opens for no fewer devices."""
+        return self.min_devices >= request.min_devices and (
+            self.scheme,
+            self.count,
+            self.bits,
+            self.max_devices,
+            self.groups,
+        ) == (
             request.scheme,
             request.count,
             request.bits,

@@ -29,6 +29,7 @@ from edge_agent.participate import (
     packed,
     participate,
 )
+from edge_agent.training.integer_gradient import NOISE_STREAM
 from edge_agent.training.trainer import Trained, TrainRequest
 from shared.crypto.sum_cipher import KeyPair, Scheme, SumContext, cipher_for, key_id_of, opener_for
 from shared.data_files import Example
@@ -48,6 +49,7 @@ from shared.job import COUNT_NOISE, RunPlan
 from shared.privacy import ledger as ledger_module
 from shared.privacy import release as release_module
 from shared.privacy.accountant import NonPrivate, epsilon
+from shared.privacy.discrete_gaussian import discrete_gaussians
 from shared.privacy.ledger import Charge, Ledger
 from shared.privacy.release import ReleaseSeeds, ReleaseStream, simulation_seed
 from shared.types import DeviceId, FloatVector, IntVector, RoundNumber
@@ -789,3 +791,62 @@ def test_another_run_has_its_own_count_and_seeds(home: Home) -> None:
     first, second = trainer.requests
     assert first.expected_examples != second.expected_examples
     assert first.seed != second.seed
+
+
+# Noise that devices share
+
+SHARED = a_plan(
+    privacy={"noise": "distributed"},
+    protection={"bits": 16, "min_devices": 3},
+    training={"sample_rate": 0.5},
+)
+SHARED_KEYS = opener_for(SHARED.scheme, SHARED.layout).new_key_pair()
+
+
+def released(home: Home, round_: int = ROUND) -> tuple[IntVector, TrainRequest]:
+    """What a device's frame decrypts to, and what its trainer was asked for."""
+    what = replace(
+        invited(SHARED, round_), public_key=SHARED_KEYS.public, key_id=SHARED_KEYS.key_id
+    )
+    trainer = SeededTrainer()
+    frame = participate(what, home, EASY_GOING, trainer)
+    context = SumContext(SHARED.run_id, what.round, what.key_id)
+    total = cipher_for(SHARED.scheme, SHARED.layout).begin(context)
+    total.add(frame)
+    opener = opener_for(SHARED.scheme, SHARED.layout)
+    opened = opener.open(total.dump(), secret_key=SHARED_KEYS.secret, context=context, devices=1)
+    return opened, trainer.requests[0]
+
+
+def test_a_share_of_the_noise_leaves_as_the_training_child_made_it(home: Home) -> None:
+    """No clip, rounding or weight comes after it: the sum is a function of the noised sum."""
+    values, request = released(home)
+    size = SHARED.parameters
+    noise = discrete_gaussians(
+        ReleaseStream(request.seed), NOISE_STREAM, variance=SHARED.share_variance, count=size
+    )
+    assert np.array_equal(values[:size], noise)
+
+
+def test_with_shared_noise_nothing_tells_of_the_number_of_examples(
+    home: Home, tmp_path: Path
+) -> None:
+    few = Home(tmp_path / "few")
+    ExampleStore(few.examples).add(EXAMPLES[:2])
+    size = SHARED.parameters
+    for place in (home, few):
+        values, request = released(place)
+        assert values[size:].tolist() == [SHARED.share_quantiser.magnitude, 0]
+        assert request.expected_examples == SHARED.job.training.examples_cap
+        assert not place.noised_count(SHARED.run_id).exists()
+
+
+def test_a_shared_round_is_charged_against_sums_and_against_its_own_share(home: Home) -> None:
+    for round_ in range(1, SHARED.job.training.rounds + 1):
+        released(home, round_)
+    ledger = Ledger(home.ledger)
+    spent = ledger.epsilon(SHARED.job.privacy.delta)
+    assert 0.99 * SHARED.job.privacy.epsilon <= spent <= SHARED.job.privacy.epsilon
+    assert ledger.epsilon_alone(SHARED.job.privacy.delta) > 1.5 * spent
+    read_again = [fact for charge in ledger.charges() for fact in charge.facts]
+    assert read_again == list(SHARED.run_facts())

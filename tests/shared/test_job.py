@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,9 +17,10 @@ from shared.crypto.sum_cipher import Scheme
 from shared.errors import ConfigError
 from shared.job import COUNT_NOISE, REFUSED_METHODS, Job, RunPlan, plan_run
 from shared.models.adapter import AdapterShape, Slot
-from shared.privacy.accountant import NonPrivate, SampledGaussian, epsilon
+from shared.privacy.accountant import NonPrivate, SampledGaussian, alone, epsilon
 from shared.types import RunId
 from shared.wire import topics
+from tests.support.plans import a_plan
 
 LABELS = ("refund", "delivery", "password")
 
@@ -390,3 +394,108 @@ def test_one_past_the_bound_is_refused_with_its_reason(
 )
 def test_on_the_bound_is_allowed(tables: dict[str, Any]) -> None:
     job_of(**tables)
+
+
+# Noise that devices share
+
+
+def a_shared_plan(**tables: dict[str, Any]) -> RunPlan:
+    chosen: dict[str, dict[str, Any]] = {
+        "privacy": {"noise": "distributed"},
+        "protection": {"bits": 16, "min_devices": 5},
+        "training": {"rounds": 20, "sample_rate": 0.3},
+    }
+    merged: dict[str, Any] = {
+        name: chosen.get(name, {}) | tables.get(name, {}) for name in chosen | tables
+    }
+    job = read(Job, {"name": "run"} | merged, source="test")
+    return plan_of(job)
+
+
+@pytest.mark.parametrize("epsilon_asked", [0.5, 1.0, 3.0, 8.0, 20.0])
+@pytest.mark.parametrize("min_devices", [2, 9, 200])
+def test_devices_that_share_noise_spend_no_more_than_the_jobs_epsilon_and_hardly_less(
+    epsilon_asked: float, min_devices: int
+) -> None:
+    plan = a_shared_plan(
+        privacy={"epsilon": epsilon_asked},
+        protection={"min_devices": min_devices},
+        evaluation={"share": 0.2, "noise": 100.0},
+    )
+    spent = epsilon(plan.run_facts(), delta=1e-5)
+    assert 0.99 * epsilon_asked <= spent <= epsilon_asked
+    assert epsilon(alone(plan.run_facts()), delta=1e-5) > spent
+
+
+def test_clip_and_noise_of_a_shared_round_fit_into_a_value() -> None:
+    plan = a_shared_plan()
+    deviation = math.sqrt(plan.share_variance)
+    assert plan.coordinate_clamp + plan.noise_reach == plan.layout.magnitude
+    assert plan.noise_reach >= 11 * deviation
+    assert plan.coordinate_clamp >= 16 * plan.integer_clip - 1
+
+
+def test_a_step_of_the_integers_is_a_step_of_the_learning_rate() -> None:
+    """One example's gradient of the whole clip moves the mean by η C / (q · cap · devices)."""
+    plan = a_shared_plan()
+    training = plan.job.training
+    moved = plan.update_quantiser.dequantise(np.array([plan.integer_clip]))[0]
+    expected = training.learning_rate * training.clip_norm
+    assert moved == pytest.approx(expected / (training.sample_rate * training.examples_cap))
+
+
+def test_a_shared_plan_survives_the_wire() -> None:
+    plan = a_shared_plan()
+    assert read_json(RunPlan, plan.model_dump_json().encode(), source="wire") == plan
+
+
+@pytest.mark.parametrize(
+    ("tables", "problem"),
+    [
+        ({"training": {"local_steps": 2}}, "training.local_steps: must be 1"),
+        ({"training": {"proximal_mu": 0.1}}, "training.proximal_mu: must be 0"),
+        ({"protection": {"bits": 12}}, "protection.bits: must be 16"),
+        ({"protection": {"scheme": "clear"}}, "protection.scheme: must not be 'clear'"),
+        ({"protection": {"value_range": 1.0}}, "protection.value_range: must be left at 0"),
+    ],
+)
+def test_what_noise_cannot_be_shared_over_is_refused_with_the_reason(
+    tables: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        a_shared_plan(**tables)
+
+
+def test_an_epsilon_for_which_sixteen_bits_have_no_room_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot be met"):
+        a_shared_plan(privacy={"epsilon": 1e-4})
+    with pytest.raises(ConfigError, match="held-out examples' scores alone"):
+        a_shared_plan(privacy={"epsilon": 0.5}, evaluation={"share": 0.2, "noise": 1.0})
+
+
+def test_gradients_too_long_to_be_rounded_are_refused() -> None:
+    job = a_shared_plan(privacy={"epsilon": 0.5}).job
+    shape = AdapterShape(labels=("a", "b"), features=2_000_000)
+    with pytest.raises(ConfigError, match="train fewer parameters"):
+        plan_run(job, run=RunId("run"), shape=shape, seed=1, simulation=False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"integer_clip": 0},
+        {"share_variance": 0},
+        {"share_variance": 10**8},
+        {"integer_clip": 30_000},
+    ],
+)
+def test_a_plan_whose_shared_noise_has_no_room_is_refused(changes: dict[str, int]) -> None:
+    altered = a_shared_plan().model_dump(mode="json") | changes
+    with pytest.raises(ConfigError):
+        read_json(RunPlan, json.dumps(altered).encode(), source="wire")
+
+
+def test_a_plan_with_local_noise_has_no_shares() -> None:
+    altered = a_plan().model_dump(mode="json") | {"integer_clip": 10, "share_variance": 10}
+    with pytest.raises(ConfigError, match="only distributed noise"):
+        read_json(RunPlan, json.dumps(altered).encode(), source="wire")

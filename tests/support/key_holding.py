@@ -313,7 +313,7 @@ class Life:
 
     def announced(self, *, groups: int = 1) -> tuple[KeyAnnouncement, bytes]:
         """The round's announcement and its public key."""
-        answer = self.ask(KeyRequest.of(Scheme.PUBLIC_KEY, LAYOUT, groups))
+        answer = self.ask(KeyRequest.of(Scheme.PUBLIC_KEY, LAYOUT, groups, 2))
         assert isinstance(answer, KeyAnnouncement)
         return answer, self.fetch(answer.digest, answer.size)
 

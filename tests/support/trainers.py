@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edge_agent.training.integer_gradient import integer_step
 from edge_agent.training.trainer import Trained, TrainRequest
 from shared.job import RunPlan
 from shared.models.adapter import Adapter
@@ -50,8 +51,13 @@ class SeededTrainer:
         self._before()
         self.requests.append(request)
         score_sum, scored = self._scores
+        update = update_of(request.seed)
+        if request.integer_clip:
+            size = len(update)
+            integers = integer_step([], request, parameters=size, magnitude=request.magnitude)
+            update = integers.astype(np.float32)
         return Trained(
-            update_of(request.seed),
+            update,
             request.local_steps,
             examples_used=1,
             score_sum=score_sum,

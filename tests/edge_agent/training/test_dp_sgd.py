@@ -346,3 +346,24 @@ def test_scores_are_counted_right_answers() -> None:
     rows = np.array([0, 2, 3, 7])
     assert dp_sgd.scores(learner, rows, "text-classification") == right[rows].sum()
     assert dp_sgd.scores(learner, rows[:0], "text-classification") == 0.0
+
+
+def test_single_gradients_of_a_head_are_those_of_the_naive_loop() -> None:
+    features, targets = some_data(9)
+    adapter = an_adapter()
+    request = a_request(clip_norm=1e6, sample_rate=0.6, expected_examples=1 / 0.6, seed=b"7" * 32)
+    learner = dp_sgd.head_learner(features, targets, adapter)
+    found = np.concatenate(list(dp_sgd.sample_gradients(learner, np.arange(9), request)))
+    drawn = ReleaseStream(request.seed).uniforms("sample", 9) < 0.6
+    assert 1 < len(found) == drawn.sum() < 9
+    for gradient, row in zip(found, np.flatnonzero(drawn), strict=True):
+        whole = a_request(clip_norm=1e6, expected_examples=1.0)
+        expected = naive_update(features[row : row + 1], targets[row : row + 1], adapter, whole)
+        assert gradient == pytest.approx(-expected / whole.learning_rate, rel=1e-4, abs=1e-6)
+
+
+def test_an_empty_sample_has_no_gradients() -> None:
+    features, targets = some_data(3)
+    learner = dp_sgd.head_learner(features, targets, an_adapter())
+    request = a_request(sample_rate=1e-9)
+    assert list(dp_sgd.sample_gradients(learner, np.arange(3), request)) == []

@@ -190,6 +190,18 @@ def test_a_step_adds_the_clipped_gradients_of_examples_alone(each: Case, clip_no
         assert any(np.linalg.norm(gradient) > clip_norm for gradient in gradients.values())
 
 
+def test_each_example_s_gradient_is_that_of_the_example_alone(each: Case) -> None:
+    """What distributed noise clips and rounds; its sum over examples hides no swap of two."""
+    with each.learner() as learner:
+        batches = dp_sgd.sample_gradients(learner, each.rows, a_request(task=each.task))
+        found = np.concatenate(list(batches))
+    alone = np.stack(list(each.gradients().values()))
+    assert found.shape == alone.shape
+    order = [int(np.argmin(np.linalg.norm(found - one, axis=1))) for one in alone]
+    assert sorted(order) == list(range(len(alone))), "batches are by length, none is there twice"
+    assert np.linalg.norm(found[order] - alone) <= 2e-5 * np.linalg.norm(alone)
+
+
 def test_every_tensor_learns(each: Case) -> None:
     moved = Adapter(each.adapter.shape, each.adapter.base, dict(each.adapter.tensors)).moved(
         each.update(a_request(task=each.task))

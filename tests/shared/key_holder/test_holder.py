@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from shared.wire.messages import (
 )
 from tests.support.key_holding import LAYOUT, MIN_DEVICES, ROUND, RUN, Life, Town, Update
 
-KEY_REQUEST = KeyRequest.of(Scheme.PUBLIC_KEY, LAYOUT, 1)
+KEY_REQUEST = KeyRequest.of(Scheme.PUBLIC_KEY, LAYOUT, 1, 2)
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +230,32 @@ def test_the_holders_own_minimum_is_the_boundary(
         assert nothing_was_opened(town)
     else:
         assert np.array_equal(life.opened(request), sum_of(town, *numbers))
+
+
+def test_a_run_may_ask_for_more_devices_than_the_holder_would_and_never_for_fewer(
+    life: Life, town: Town
+) -> None:
+    """Where noise is shared, so many devices' noise is what a record hides behind."""
+    asked = replace(KEY_REQUEST, min_devices=MIN_DEVICES + 1)
+    announcement = life.ask(asked)
+    assert isinstance(announcement, KeyAnnouncement)
+    assert announcement.min_devices == MIN_DEVICES + 1
+    assert announcement.answers(asked)
+    assert not announcement.answers(replace(asked, min_devices=MIN_DEVICES + 2))
+    round_ = announcement, life.fetch(announcement.digest, announcement.size)
+    enough = updates_of(town, round_, *range(MIN_DEVICES + 1))
+    refused = life.refused(town.request(enough[:-1], announcement))
+    assert refused == "privacy.cohort"
+    dropped = town.request(enough, announcement, arrived=enough[:-1])
+    assert life.refused(dropped) == "privacy.cohort"
+    assert nothing_was_opened(town)
+    opened = life.opened(town.request(enough, announcement))
+    assert np.array_equal(opened, sum_of(town, *range(MIN_DEVICES + 1)))
+
+
+@pytest.mark.parametrize("min_devices", [0, 1, LAYOUT.max_devices + 1])
+def test_a_run_that_asks_for_no_possible_sum_gets_no_key(life: Life, min_devices: int) -> None:
+    assert life.refused(replace(KEY_REQUEST, min_devices=min_devices)).startswith("protocol")
 
 
 def test_too_few_devices_do_not_cost_the_round_its_key(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,15 @@ from shared.errors import ConfigError
 from shared.privacy import accountant
 from shared.privacy.accountant import (
     ORDERS,
+    Fact,
     NonPrivate,
     SampledGaussian,
+    SharedDiscreteGaussian,
+    alone,
     epsilon,
     noise_multiplier_for,
 )
+from shared.types import FloatVector
 
 DELTA = 1e-5
 TINY = 5e-4
@@ -224,3 +229,108 @@ def test_the_search_is_quick_enough_for_a_device() -> None:
     accountant._cost_per_step.cache_clear()
     noise_multiplier_for(epsilon=3, delta=DELTA, sample_rate=0.037, steps=200)
     assert accountant._cost_per_step.cache_info().misses <= 40
+
+
+# Noise that several devices add
+
+
+def shared(**changes: Any) -> SharedDiscreteGaussian:
+    fields: dict[str, Any] = {
+        "variance": 640_000,
+        "shares": 9,
+        "sensitivity": 1500,
+        "dimension": 1000,
+        "reach": 8800,
+        "most": 10,
+        "sample_rate": 0.2,
+        "steps": 50,
+    }
+    return SharedDiscreteGaussian(**(fields | changes))
+
+
+def pmf_of_a_sum(variance: int, shares: int) -> FloatVector:
+    """Probabilities of a sum of ``shares`` discrete Gaussians, centred, by convolution."""
+    reach = 40
+    x = np.arange(-reach, reach + 1)
+    one = np.exp(-(x**2) / (2 * variance))
+    one /= one.sum()
+    total = one
+    for _ in range(shares - 1):
+        total = np.convolve(total, one)
+    return total
+
+
+@pytest.mark.parametrize("variance", [1, 2, 5])
+@pytest.mark.parametrize("shares", [1, 2, 4])
+@pytest.mark.parametrize("rate", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("shift", [1, 2])
+def test_what_is_charged_for_a_shared_release_is_no_less_than_its_exact_divergence(
+    variance: int, shares: int, rate: float, shift: int
+) -> None:
+    """Both directions, summed over every outcome, in one dimension."""
+    fact = shared(
+        variance=variance,
+        shares=shares,
+        sensitivity=shift,
+        dimension=1,
+        sample_rate=rate,
+        steps=1,
+    )
+    without = np.pad(pmf_of_a_sum(variance, shares), shift)
+    with_ = (1 - rate) * without + rate * np.roll(without, shift)
+    seen = (without > 1e-250) & (with_ > 1e-250)
+    cost = accountant._cost(fact)
+    for order in (2, 3, 8):
+        charged = float(cost[np.flatnonzero(order == ORDERS)[-1]])
+        for p, q in ((with_, without), (without, with_)):
+            exponents = order * np.log(p[seen]) + (1 - order) * np.log(q[seen])
+            moment = float(np.logaddexp.reduce(exponents))
+            assert moment / (order - 1) <= charged * (1 + 1e-9) + 1e-12
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2, 1.0])
+def test_wide_shares_cost_what_one_gaussian_of_their_width_costs(rate: float) -> None:
+    fact = shared(sample_rate=rate)
+    whole = SampledGaussian(noise_multiplier=3 * 800 / 1500, sample_rate=rate, steps=50)
+    exact = epsilon([whole], delta=DELTA)
+    assert exact <= epsilon([fact], delta=DELTA) <= 1.05 * exact
+
+
+def test_a_device_s_own_share_protects_less_and_local_noise_the_same() -> None:
+    local = SampledGaussian(noise_multiplier=2.0, sample_rate=1.0, steps=3)
+    facts: list[Fact] = [shared(), local]
+    assert epsilon(alone(facts), delta=DELTA) > 2 * epsilon(facts, delta=DELTA)
+    assert alone([local]) == [local]
+    assert epsilon([shared().alone()], delta=DELTA) == pytest.approx(
+        epsilon([shared(shares=1)], delta=DELTA)
+    )
+
+
+def test_noise_that_wraps_often_is_no_privacy_and_seldom_costs_delta() -> None:
+    assert epsilon([shared(reach=2000)], delta=DELTA) == math.inf
+    assert epsilon([shared(reach=1)], delta=DELTA) == math.inf
+    unwrapped = epsilon([shared(reach=10_000)], delta=DELTA)
+    sometimes = shared(reach=6500)
+    assert 0 < sometimes.tail * 50 < DELTA / 1000
+    assert unwrapped < epsilon([sometimes], delta=DELTA) < 1.2 * unwrapped
+
+
+def test_shared_releases_compose_with_each_other_and_with_local_noise() -> None:
+    local = SampledGaussian(noise_multiplier=5.0, sample_rate=0.5, steps=3)
+    apart = [shared(steps=20), shared(steps=30)]
+    assert epsilon(apart, delta=DELTA) == pytest.approx(epsilon([shared()], delta=DELTA))
+    assert epsilon([shared(), local], delta=DELTA) > epsilon([shared()], delta=DELTA)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {name: value}
+        for name in ("variance", "shares", "sensitivity", "dimension", "reach", "most")
+        for value in (0, -1, 1.5, True)
+    ]
+    + [{"sample_rate": -0.1}, {"sample_rate": 1.1}, {"steps": -1}],
+)
+def test_shared_numbers_that_describe_no_mechanism_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must"):
+        shared(**wrong)
