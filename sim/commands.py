@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,11 +36,21 @@ WeightsAndBiases = Annotated[
 ]
 
 
+class Noise(StrEnum):
+    """Who adds the demo's noise."""
+
+    LOCAL = "local"
+    DISTRIBUTED = "distributed"
+
+
 @demo.command()
 def run_demo(
     devices: Annotated[int, typer.Option(min=2, max=50, help="Device processes.")] = 5,
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="Federated rounds.")] = 8,
     epsilon: Annotated[float, typer.Option(min=0.5, help="Privacy loss of the whole run.")] = 8.0,
+    noise: Annotated[
+        Noise, typer.Option(help="Added by every device for itself, or shared among all.")
+    ] = Noise.LOCAL,
     data: Annotated[
         Path | None, typer.Option(help="Your own .csv or .jsonl instead of the support tickets.")
     ] = None,
@@ -71,6 +82,7 @@ def run_demo(
         devices=devices,
         rounds=rounds,
         epsilon=epsilon,
+        noise=noise.value,
         data=data,
         text_column=text_column,
         label_column=label_column,

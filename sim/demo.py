@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.progress import Progress
 
@@ -47,6 +47,7 @@ class DemoOptions:
     devices: int
     rounds: int
     epsilon: float
+    noise: Literal["local", "distributed"]
     data: Path | None
     text_column: str
     label_column: str
@@ -96,9 +97,14 @@ def demo_scenario(options: DemoOptions) -> Scenario:
             "data": data,
             "population": scenario.population.model_copy(update={"devices": options.devices}),
             "training": scenario.training.model_copy(update={"rounds": options.rounds}),
-            "privacy": scenario.privacy.model_copy(update={"epsilon": options.epsilon}),
+            "privacy": scenario.privacy.model_copy(
+                update={"epsilon": options.epsilon, "noise": options.noise}
+            ),
             "protection": scenario.protection.model_copy(
-                update={"min_devices": min(scenario.protection.min_devices, options.devices)}
+                update={
+                    "min_devices": min(scenario.protection.min_devices, options.devices),
+                    "bits": 16 if options.noise == "distributed" else scenario.protection.bits,
+                }
             ),
         }
     )

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from shared.config import read
+from shared.job import Job
 from sim.demo import DemoOptions, demo_scenario
 from tests.support.brokers import mosquitto_or_skip
 from tests.support.proc import Process, descendants
@@ -27,6 +29,7 @@ def options(**changes: object) -> DemoOptions:
         "devices": 5,
         "rounds": 8,
         "epsilon": 8.0,
+        "noise": "local",
         "data": None,
         "text_column": "text",
         "label_column": "label",
@@ -41,6 +44,13 @@ def test_the_shipped_tickets_are_shown_by_language() -> None:
     data = demo_scenario(options()).data
     assert data.group_column == "language"
     assert data.path.endswith("tickets.csv")
+
+
+def test_a_demo_with_shared_noise_is_a_job_that_holds_together() -> None:
+    scenario = demo_scenario(options(noise="distributed", devices=3))
+    job = read(Job, scenario.job().model_dump(), source="test")
+    assert job.privacy.noise == "distributed"
+    assert job.protection.min_devices == 3
 
 
 def test_a_file_of_one_s_own_is_grouped_only_where_it_can_be(tmp_path: Path) -> None:
