@@ -17,6 +17,7 @@ from shared.errors import DependencyMissing, LlmOsError
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "demo": ("sim.commands:demo", "The whole story on this machine, offline"),
     "sim": ("sim.commands:sim", "Simulate a fleet: sim run SCENARIO"),
+    "audit": ("sim.audit.commands:audit", "Look for leaks: audit leak SCENARIO"),
     "bench": ("sim.bench.commands:bench", "Measurements: bench edge"),
     "up": ("coordinator.commands:up", "Start a coordinator with its broker"),
     "run": ("coordinator.commands:run", "Federated runs: submit, ls, show, logs, stop"),
@@ -65,6 +66,7 @@ def _loaded(place: str, name: str) -> click.Command:
 _EXTRA: Final = {
     "demo": "demo",
     "sim": "sim",
+    "audit": "sim",
     "bench": "sim",
     "up": "coordinator",
     "run": "coordinator",

@@ -30,7 +30,13 @@ from shared.errors import RoundError
 from shared.files import write_durably
 from shared.job import RunPlan
 from shared.models.adapter import Adapter, AdapterShape
-from shared.privacy.accountant import Fact, NonPrivate, SampledGaussian, epsilon
+from shared.privacy.accountant import (
+    Fact,
+    NonPrivate,
+    SampledGaussian,
+    SharedDiscreteGaussian,
+    epsilon,
+)
 from shared.privacy.ledger import Ledger
 from shared.types import DeviceId, Digest, RunId
 from sim.central import train_centrally
@@ -204,7 +210,7 @@ def _epsilon_by_round(ledger: Ledger, run: RunId, delta: float) -> dict[str, flo
     for charge in ledger.charges():
         for fact in charge.facts:
             match fact:
-                case SampledGaussian(steps=steps):
+                case SampledGaussian(steps=steps) | SharedDiscreteGaussian(steps=steps):
                     alike: Fact = replace(fact, steps=1)
                     released[alike] = released.get(alike, 0) + steps
                 case NonPrivate():

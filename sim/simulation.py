@@ -104,8 +104,18 @@ class _SharedTrainer:
         """The workshop ends its processes itself."""
 
 
+Inspect = Callable[[Fleet, RunPlan, Mapping[str, Any]], None]
+"""Called with what a finished run left behind, its plan and its report, before all of it goes."""
+
+
 def simulate(
-    scenario: Scenario, *, seed: int, watch: Watch, workshop: Workshop | None = None
+    scenario: Scenario,
+    *,
+    seed: int,
+    watch: Watch,
+    workshop: Workshop | None = None,
+    population: Population | None = None,
+    inspect: Inspect | None = None,
 ) -> dict[str, Any]:
     """Run ``scenario`` and return its report.
 
@@ -114,12 +124,14 @@ def simulate(
         seed: Everything random follows from it.
         watch: Told about progress.
         workshop: Used and left to further simulations; without one it has its own.
+        population: Who has which examples; without one the scenario's data are dealt out.
+        inspect: Shown the run's stores while they are there.
 
     Raises:
         LlmOsError: the scenario cannot run, or its run failed; nothing is left behind.
     """
     began = time.perf_counter()
-    population = deal(scenario.data, scenario.population.devices, seed=seed)
+    population = population or deal(scenario.data, scenario.population.devices, seed=seed)
     hostile = draw_hostile(scenario.adversary, list(population.devices), seed=seed)
     if scenario.adversary.kind == "label-flip":
         population = with_flipped_labels(population, hostile)
@@ -153,6 +165,8 @@ def simulate(
         }
         report["adversary"] = scenario.adversary.model_dump() | {"devices": hostile}
         report["scenario"] = scenario.model_dump()
+        if inspect is not None:
+            inspect(fleet, plan, report)
         return report
 
 

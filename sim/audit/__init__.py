@@ -1,0 +1,1 @@
+"""Tries to find out what a run promised to hide."""
