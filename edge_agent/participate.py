@@ -49,6 +49,9 @@ from shared.types import DeviceId, FloatVector, IntVector, RoundNumber, RunId
 
 log = structlog.get_logger()
 
+PARTICIPATION_STREAM = "participation"
+"""Label of the release seed's stream that the coin comes from."""
+
 _COUNT_ROUND = RoundNumber(0)
 """The noised example count belongs to the run, not to one of its rounds."""
 
@@ -226,12 +229,15 @@ def participate(invited: Invited, home: Home, owner: Owner, trainer: Trainer) ->
             sample_rate=training.sample_rate,
             step_ratio=plan.job.adapter.step_ratio if plan.labels else 1.0,
             clip_norm=plan.clip_norm,
-            noise_multiplier=plan.noise_multiplier,
+            # Whole updates are noised behind training, which is then as without.
+            noise_multiplier=0.0 if plan.hides_devices else plan.noise_multiplier,
             expected_examples=learnt_from,
             held_out_share=held_out,
             seed=seed,
             proximal_mu=training.proximal_mu,
             integer_clip=plan.integer_clip,
+            update_clip=plan.job.privacy.update_clip if plan.hides_devices else 0.0,
+            participates=_participates(plan, seed),
             share_variance=plan.share_variance,
             coordinate_clamp=plan.coordinate_clamp if plan.distributed else 0,
             magnitude=plan.layout.magnitude if plan.distributed else 0,
@@ -317,6 +323,14 @@ def _weighted(
     share, saturated = plan.share_quantiser.quantise(shares, uniforms[size:]).values
     # A weight that rounds to nothing would leave the update in the sum and its weight out.
     return quantised.values, np.array([max(share, 1), saturated])
+
+
+def _participates(plan: RunPlan, seed: bytes) -> bool:
+    """Whether this device's update is in the round's sum: the same after a crash, by its seed."""
+    if not plan.hides_devices:
+        return True
+    coin = ReleaseStream(seed).uniforms(PARTICIPATION_STREAM, 1)[0]
+    return bool(coin < plan.job.privacy.participation)
 
 
 def _draw(owner: Owner, plan: RunPlan, round_: RoundNumber) -> Callable[[], bytes]:

@@ -164,13 +164,22 @@ class PrivacyTable(Table):
             is enough together, safe against whoever sees sums alone; so many
             fewer than that may drop out as the cohort is larger. ``none``: no
             promise; owners must have allowed it.
-        epsilon: Total ε of the whole run for one record. Dimensionless.
+        level: Whom ε is about: one ``record``, or one ``device`` with all its
+            records. The latter takes distributed noise: the whole update is clipped.
+        update_clip: With level ``device`` the L2 bound on a device's whole update,
+            over all tensors together.
+        participation: With level ``device`` the chance that a device's update is in
+            its round's sum, by a coin that nobody else sees; else it adds noise alone.
+        epsilon: Total ε of the whole run for one record or device. Dimensionless.
         delta: Failure probability; keep it below 1 / records of a device.
     """
 
     noise: Literal["local", "distributed", "none"] = "local"
+    level: Literal["record", "device"] = "record"
     epsilon: float = Field(8.0, gt=0, le=1e6)
     delta: float = Field(1e-5, gt=0, lt=1)
+    update_clip: float = Field(1.0, ge=1e-9, le=1e6)
+    participation: float = Field(1.0, ge=1e-9, le=1)
 
 
 class ProtectionTable(Table):
@@ -340,10 +349,15 @@ class Job(Table):
 
     def _contradictions_of_distributed_noise(self) -> Iterator[str]:
         """Noise is shared over one step's exact integers, in sums that nobody takes apart."""
+        of_devices = self.privacy.level == "device"
         if self.privacy.noise != "distributed":
+            if of_devices:
+                yield "privacy.level: 'device' needs privacy.noise = 'distributed'"
             return
+        if of_devices and self.evaluation.share:
+            yield "evaluation.share: must be 0 with privacy.level = 'device': scores hide records"
         why = "with privacy.noise = 'distributed'"
-        if self.training.local_steps != 1:
+        if self.training.local_steps != 1 and not of_devices:
             yield f"training.local_steps: must be 1 {why}, which noises one gradient per round"
         if self.protection.bits != 16:
             yield f"protection.bits: must be 16 {why}; fewer leave no room for clip and noise"
@@ -351,7 +365,7 @@ class Job(Table):
             yield f"protection.scheme: must not be 'clear' {why}: one device's share hides little"
         if self.protection.value_range:
             yield f"protection.value_range: must be left at 0 {why}, where it follows from the clip"
-        if self.training.proximal_mu:
+        if self.training.proximal_mu and not of_devices:
             yield f"training.proximal_mu: must be 0 {why}; a single step has nowhere to be pulled"
 
     def _contradictions_of_groups(self) -> Iterator[str]:
@@ -430,6 +444,11 @@ class RunPlan(Table):
         return self.job.privacy.noise == "distributed"
 
     @property
+    def hides_devices(self) -> bool:
+        """Whether ε is about whole devices."""
+        return self.job.privacy.level == "device"
+
+    @property
     def noise_reach(self) -> int:
         """Noise of more than ± this would wrap: eleven deviations, which none of 10^26 exceeds."""
         return math.ceil(_NOISE_REACH * math.sqrt(self.share_variance))
@@ -467,7 +486,8 @@ class RunPlan(Table):
     @property
     def clip_norm(self) -> float | None:
         """L2 bound on one example's gradient; None leaves gradients as they are."""
-        bounded = self.noise_multiplier > 0 or self.shape.method != "none"
+        noised = self.noise_multiplier > 0 and not self.hides_devices
+        bounded = noised or self.shape.method != "none"
         return self.job.training.clip_norm if bounded else None
 
     @property
@@ -557,8 +577,11 @@ def _shared(
         dimension=shape.parameters,
         reach=math.ceil(_NOISE_REACH * math.sqrt(share_variance)),
         most=protection.max_devices,
-        sample_rate=job.training.sample_rate,
+        sample_rate=(
+            job.training.sample_rate if job.privacy.level == "record" else job.privacy.participation
+        ),
         steps=1,
+        unit=job.privacy.level,
     )
 
 
@@ -637,7 +660,8 @@ def _plan_distributed(
 
     A value of M = 2^15 - 1 holds sixteen clips of gradient and eleven deviations of one
     device's noise, σ = z C / √m for m devices: C = M / (16 + 11 z / √m). Among n
-    examples of a batch a coordinate rarely gets a sixteenth of a clip from each.
+    examples of a batch a coordinate rarely gets a sixteenth of a clip from each. Where
+    whole updates are clipped, one clip is all that a value can have.
 
     Raises:
         ConfigError: no noise reaches ``job.privacy.epsilon``, or gradients have so many
@@ -645,16 +669,19 @@ def _plan_distributed(
     """
     training, privacy, protection = job.training, job.privacy, job.protection
     magnitude = 2 ** (protection.bits - 1) - 1
+    of_devices = privacy.level == "device"
+    clips = 1 if of_devices else _CLIPS_IN_RANGE
     evaluation = _evaluation_facts(job) * training.rounds
 
     def integers(multiplier: float) -> tuple[int, int]:
         ratio = multiplier / math.sqrt(protection.min_devices)
-        clip = max(1, int(magnitude / (_CLIPS_IN_RANGE + _NOISE_REACH * ratio)))
+        clip = max(1, int((magnitude - 2) / (clips + _NOISE_REACH * ratio)))
         return clip, max(1, math.ceil((ratio * clip) ** 2))
 
     def cost(multiplier: float) -> float:
         fact = _shared(job, shape, *integers(multiplier))
-        return epsilon([*[fact] * training.rounds, *evaluation], delta=privacy.delta)
+        facts = [*[fact] * training.rounds, *evaluation]
+        return epsilon(facts, delta=privacy.delta, unit=privacy.level)
 
     if epsilon(evaluation, delta=privacy.delta) >= privacy.epsilon:
         problem = (
@@ -685,9 +712,13 @@ def _plan_distributed(
             "parameters, or spend more epsilon"
         )
         raise ConfigError([problem], source="job")
-    # One step of the integers, times the learning rate, as updates are measured.
-    step = training.learning_rate * training.clip_norm / clip
-    value_range = magnitude * step / (training.sample_rate * training.examples_cap)
+    if of_devices:
+        step = privacy.update_clip / clip
+    else:
+        # One step of the integers, times the learning rate, as updates are measured.
+        taken = training.learning_rate / (training.sample_rate * training.examples_cap)
+        step = taken * training.clip_norm / clip
+    value_range = magnitude * step
     plan = RunPlan(
         run=run,
         job=job,

@@ -28,7 +28,7 @@ from shared.config import read_json
 from shared.crypto.sum_cipher import Scheme, cipher_for
 from shared.errors import RoundError
 from shared.files import write_durably
-from shared.job import RunPlan
+from shared.job import PrivacyTable, RunPlan
 from shared.models.adapter import Adapter, AdapterShape
 from shared.privacy.accountant import (
     Fact,
@@ -117,15 +117,15 @@ def build_report(fleet: Fleet, run: RunId, *, stages: Mapping[str, float]) -> di
             "after": judged[-1]["loss"] if judged else round(started["loss"], 4),
         },
         "epsilon": {
-            device: _finite(ledger.epsilon(plan.job.privacy.delta))
+            device: _finite(ledger.epsilon(plan.job.privacy.delta, plan.job.privacy.level))
             for device, ledger in ledgers.items()
         },
         "epsilon_alone": {
-            device: _finite(ledger.epsilon_alone(plan.job.privacy.delta))
+            device: _finite(ledger.epsilon_alone(plan.job.privacy.delta, plan.job.privacy.level))
             for device, ledger in ledgers.items()
         },
         "epsilon_by_round": {
-            device: _epsilon_by_round(ledger, run, plan.job.privacy.delta)
+            device: _epsilon_by_round(ledger, run, plan.job.privacy)
             for device, ledger in ledgers.items()
         },
         "privacy": {
@@ -133,7 +133,7 @@ def build_report(fleet: Fleet, run: RunId, *, stages: Mapping[str, float]) -> di
             "epsilon_asked": plan.job.privacy.epsilon,
             "delta": plan.job.privacy.delta,
             "noise_multiplier": plan.noise_multiplier,
-            "level": "record",
+            "level": plan.job.privacy.level,
             "repeatable_noise": plan.simulation,
         },
         "bytes_out": {device: _bytes_out(home, run) for device, home in fleet.homes.items()},
@@ -200,7 +200,7 @@ def _finite(epsilon: float) -> float | str:
     return round(epsilon, 4) if np.isfinite(epsilon) else "infinite"
 
 
-def _epsilon_by_round(ledger: Ledger, run: RunId, delta: float) -> dict[str, float | str]:
+def _epsilon_by_round(ledger: Ledger, run: RunId, privacy: PrivacyTable) -> dict[str, float | str]:
     """What had been spent after each round of ``run``, earlier runs included.
 
     Equal releases are counted, not listed, so that a thousand rounds take no million sums.
@@ -220,7 +220,9 @@ def _epsilon_by_round(ledger: Ledger, run: RunId, delta: float) -> dict[str, flo
                 replace(fact, steps=count) if isinstance(fact, SampledGaussian) else fact
                 for fact, count in released.items()
             ]
-            spent[str(charge.round)] = _finite(epsilon(facts, delta=delta))
+            spent[str(charge.round)] = _finite(
+                epsilon(facts, delta=privacy.delta, unit=privacy.level)
+            )
     return spent
 
 

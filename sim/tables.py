@@ -37,7 +37,7 @@ def show_report(report: Mapping[str, Any], console: Console) -> None:
         console.print("privacy: none: this run trained without noise")
     else:
         console.print(
-            f"privacy: record level, {privacy['noise']} noise, "
+            f"privacy: {privacy['level']} level, {privacy['noise']} noise, "
             f"σ/C = {privacy['noise_multiplier']:.3f}, δ = {privacy['delta']:g}"
         )
     if privacy["noise"] == "distributed":

@@ -23,7 +23,7 @@ from edge_agent.training import dp_sgd
 from edge_agent.training.integer_gradient import integer_step
 from edge_agent.training.trainer import TrainRequest
 from shared.data_files import Example
-from shared.errors import DataError, DependencyMissing, ModelError, NonFiniteUpdate
+from shared.errors import DataError, DependencyMissing, GateRefused, ModelError, NonFiniteUpdate
 from shared.files import write_durably
 from shared.models.adapter import Adapter, place_of
 from shared.models.classification import positions
@@ -113,7 +113,7 @@ def train(**fields: Any) -> dict[str, Any]:
         score_sum = dp_sgd.scores(learner, scored, request.task)
         if request.integer_clip:
             integers = integer_step(
-                dp_sgd.sample_gradients(learner, rows, request),
+                _to_be_noised(learner, rows, request),
                 request,
                 parameters=adapter.parameters,
                 magnitude=request.magnitude,
@@ -156,6 +156,25 @@ def stored_features(
     if adapter is None or not adapter.shape.slots:
         return _features(found, examples, cache_folder), labels
     return _encoder(found).encode([example.text for example in examples], adapter=adapter), labels
+
+
+def _to_be_noised(
+    learner: dp_sgd.Learner, rows: dp_sgd.Rows, request: TrainRequest
+) -> Iterator[FloatMatrix]:
+    """Yield rows that are each clipped as a whole: examples' gradients, or the one update.
+
+    Where devices are hidden nothing may be said of how training went: a device whose own
+    went wrong, or whose coin fell so, adds noise alone, and takes as long.
+    """
+    if not request.update_clip:
+        yield from dp_sgd.sample_gradients(learner, rows, request)
+        return
+    try:
+        update = dp_sgd.local_update(learner, rows, request)
+    except GateRefused:
+        return
+    if request.participates:
+        yield -update[None, :]  # a step goes down what it is given
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@
     I4  the same request on the same gradients gives the same integers
     I5  an example whose gradient is not finite adds nothing: to refuse would tell of it
 
+Where devices are hidden instead of records the whole update takes the place of one gradient.
+
 Rounding the *sum* of a device's gradients would add up to √d to the reach of a record; rounding
 each of them costs a quarter of the dimension in its squared norm, which the clip covers.
 
@@ -53,8 +55,8 @@ def integer_step(
         magnitude: Values wrap beyond ± this.
 
     Returns:
-        Shape (parameters,), int64: a step *down* the gradient, in units of
-        ``clip_norm / integer_clip``.
+        Shape (parameters,), int64: a step *down* the gradient, in units of the clip
+        divided by ``integer_clip``.
     """
     stream = ReleaseStream(request.seed)
     key = int.from_bytes(stream.words(ROUNDING_STREAM, 2).tobytes(), "little")
@@ -83,8 +85,9 @@ def rounded_within(
         request: For ``clip_norm`` and ``integer_clip``.
         rng: Rounds.
     """
-    assert request.clip_norm is not None
-    clip, per_unit = request.integer_clip, request.integer_clip / request.clip_norm
+    bound = request.update_clip or request.clip_norm
+    assert bound, "a request with an integer clip has one in real numbers"
+    clip, per_unit = request.integer_clip, request.integer_clip / bound
     aim = math.sqrt(clip**2 - min(gradients.shape[1] / 4, 3 * clip**2 / 4))
     norms = _norms(gradients)
     finite = np.isfinite(norms)

@@ -55,6 +55,10 @@ class TrainRequest:
     integer_clip: int = 0
     """With distributed noise ``clip_norm`` in whole steps, and the bound on an example's rounded
     gradient; 0 trains with noise of this device's own."""
+    update_clip: float = 0.0
+    """Bound on the whole update in L2, where noise hides devices; 0 where it hides records."""
+    participates: bool = True
+    """Whether the update is in the sum at all; otherwise noise leaves alone."""
     share_variance: int = 0
     """Variance of this device's share of discrete noise, in the same steps."""
     coordinate_clamp: int = 0
@@ -83,8 +87,7 @@ class TrainRequest:
             f"seed must have {SEED_BYTES} bytes": len(self.seed) == SEED_BYTES,
             "distributed noise needs one clipped step, noise and a range": not self.integer_clip
             or (
-                self.local_steps == 1
-                and self.clip_norm is not None
+                (self.update_clip > 0 or (self.local_steps == 1 and self.clip_norm is not None))
                 and self.share_variance >= 1
                 and 1 <= self.coordinate_clamp < self.magnitude
             ),
@@ -101,7 +104,7 @@ class Trained:
     update: FloatMatrix
     """New minus old parameters, each divided by its step ratio: 1 in the head,
     ``step_ratio`` inside the base. float32, in the order of ``Adapter.flatten``. With
-    distributed noise whole numbers, in steps of ``clip_norm / integer_clip`` of a gradient."""
+    distributed noise whole numbers, in steps of the clip divided by ``integer_clip``."""
     steps: int
     examples_used: int
     """Examples that were trained on: those whose label the adapter knows, without the held out."""

@@ -30,6 +30,7 @@ from shared.privacy.accountant import (
     NonPrivate,
     SampledGaussian,
     SharedDiscreteGaussian,
+    Unit,
     alone,
 )
 from shared.types import RoundNumber, RunId
@@ -110,18 +111,22 @@ class Ledger:
         self._charges[key] = charge
         self._last = checksum
 
-    def epsilon(self, delta: float) -> float:
-        """ε at ``delta`` of everything charged so far; ``inf`` once something was not private."""
-        return self.epsilon_after((), delta)
+    def epsilon(self, delta: float, unit: Unit = "record") -> float:
+        """ε at ``delta`` of everything charged so far; ``inf`` once something was not private.
 
-    def epsilon_alone(self, delta: float) -> float:
+        ``unit`` is what is hidden: a record, for which budgets are meant, or the device as a whole.
+        """
+        charged = [fact for charge in self._charges.values() for fact in charge.facts]
+        return accountant.epsilon(charged, delta=delta, unit=unit)
+
+    def epsilon_alone(self, delta: float, unit: Unit = "record") -> float:
         """ε of everything charged against who sees this device's own shares of noise alone.
 
         That is the key holder, or all other devices of every sum together with whoever
         sees the sums; without distributed noise the same as :meth:`epsilon`.
         """
         charged = [fact for charge in self._charges.values() for fact in charge.facts]
-        return accountant.epsilon(alone(charged), delta=delta)
+        return accountant.epsilon(alone(charged), delta=delta, unit=unit)
 
     def epsilon_after(self, facts: Iterable[Fact], delta: float) -> float:
         """ε at ``delta`` if ``facts`` were charged too. Nothing is charged."""

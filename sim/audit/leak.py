@@ -100,6 +100,10 @@ def audit_leak(
             ["model.trainable: only heads are audited so far, whose canaries' gradients are known"],
             source="scenario",
         )
+    if scenario.privacy.level == "device":
+        raise ConfigError(
+            ["privacy.level: canaries are records, and this run hides devices"], source="scenario"
+        )
     if scenario.privacy.noise == "none":
         raise ConfigError(["privacy.noise: without noise nothing is claimed"], source="scenario")
     found = _audited(scenario, canaries, seed, watch("audited run"))

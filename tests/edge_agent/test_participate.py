@@ -850,3 +850,23 @@ def test_a_shared_round_is_charged_against_sums_and_against_its_own_share(home: 
     assert ledger.epsilon_alone(SHARED.job.privacy.delta) > 1.5 * spent
     read_again = [fact for charge in ledger.charges() for fact in charge.facts]
     assert read_again == list(SHARED.run_facts())
+
+
+def test_a_coin_decides_whether_an_update_is_in_the_sum_and_falls_again_alike() -> None:
+    """64 rounds at one half: none of them all alike but once in 2^63 times; the seed is fixed."""
+    plan = a_plan(
+        simulation=True,
+        privacy={"noise": "distributed", "level": "device", "participation": 0.5},
+        protection={"bits": 16, "min_devices": 3},
+        training={"rounds": 64},
+    )
+    fallen = [
+        module._participates(plan, simulation_seed(MASTER, DEVICE, plan.run_id, RoundNumber(n)))
+        for n in range(64)
+    ]
+    assert 0 < sum(fallen) < 64
+    assert fallen == [
+        module._participates(plan, simulation_seed(MASTER, DEVICE, plan.run_id, RoundNumber(n)))
+        for n in range(64)
+    ]
+    assert module._participates(SHARED, bytes(32)), "records are hidden by their own coins"

@@ -17,7 +17,13 @@ from shared.crypto.sum_cipher import Scheme
 from shared.errors import ConfigError
 from shared.job import COUNT_NOISE, REFUSED_METHODS, Job, RunPlan, plan_run
 from shared.models.adapter import AdapterShape, Slot
-from shared.privacy.accountant import NonPrivate, SampledGaussian, alone, epsilon
+from shared.privacy.accountant import (
+    NonPrivate,
+    SampledGaussian,
+    SharedDiscreteGaussian,
+    alone,
+    epsilon,
+)
 from shared.types import RunId
 from shared.wire import topics
 from tests.support.plans import a_plan
@@ -499,3 +505,46 @@ def test_a_plan_with_local_noise_has_no_shares() -> None:
     altered = a_plan().model_dump(mode="json") | {"integer_clip": 10, "share_variance": 10}
     with pytest.raises(ConfigError, match="only distributed noise"):
         read_json(RunPlan, json.dumps(altered).encode(), source="wire")
+
+
+# Devices hidden as a whole
+
+
+def a_device_plan(**tables: dict[str, Any]) -> RunPlan:
+    privacy = {"level": "device", "update_clip": 0.5} | tables.pop("privacy", {})
+    return a_shared_plan(privacy={"noise": "distributed"} | privacy, **tables)
+
+
+@pytest.mark.parametrize("participation", [0.3, 1.0])
+def test_a_run_that_hides_devices_spends_its_epsilon_on_them_and_more_on_records(
+    participation: float,
+) -> None:
+    plan = a_device_plan(privacy={"participation": participation}, training={"local_steps": 4})
+    spent = epsilon(plan.run_facts(), delta=1e-5, unit="device")
+    assert 0.99 * 8 <= spent <= 8
+    assert epsilon(plan.run_facts(), delta=1e-5) > spent
+    fact = plan.round_facts()[0]
+    assert isinstance(fact, SharedDiscreteGaussian)
+    assert (fact.unit, fact.sample_rate) == ("device", participation)
+
+
+def test_a_whole_update_at_its_clip_fits_into_a_value_and_is_worth_the_clip() -> None:
+    plan = a_device_plan()
+    assert plan.integer_clip <= plan.coordinate_clamp
+    assert plan.update_quantiser.dequantise(np.array([plan.integer_clip]))[0] == pytest.approx(0.5)
+    assert plan.clip_norm is None, "examples need no clip where the whole update has one"
+
+
+@pytest.mark.parametrize(
+    ("tables", "problem"),
+    [
+        ({"privacy": {"noise": "local"}}, "privacy.level: 'device' needs"),
+        ({"privacy": {"noise": "none"}}, "privacy.level: 'device' needs"),
+        ({"evaluation": {"share": 0.1}}, "evaluation.share: must be 0"),
+    ],
+)
+def test_what_hides_no_device_is_refused_with_the_reason(
+    tables: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        a_device_plan(**tables)

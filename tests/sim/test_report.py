@@ -30,6 +30,7 @@ from coordinator.probe import Probe
 from coordinator.store.store import Store
 from shared.errors import RoundError, RunNotFound
 from shared.files import digest_of
+from shared.job import PrivacyTable
 from shared.privacy.accountant import Fact, NonPrivate, SampledGaussian
 from shared.privacy.ledger import Charge, Ledger
 from shared.types import RoundNumber, RunId
@@ -118,6 +119,7 @@ def a_report(devices: int = 2, **changes: Any) -> dict[str, Any]:
         "epsilon": dict.fromkeys(names, 7.25),
         "privacy": {
             "noise": "local",
+            "level": "record",
             "noise_multiplier": 1.5,
             "delta": 1e-5,
             "repeatable_noise": True,
@@ -198,7 +200,7 @@ def test_what_was_spent_after_each_round_is_what_the_ledger_said_then(tmp_path: 
         ledger.charge(Charge(run, RoundNumber(number), "store", facts, "2026-01-01T00:00:00Z"))
         if run == RUN:
             then[str(number)] = round(ledger.epsilon(1e-5), 4)
-    assert _epsilon_by_round(ledger, RUN, 1e-5) == pytest.approx(then)
+    assert _epsilon_by_round(ledger, RUN, PrivacyTable()) == pytest.approx(then)
     lost = Charge(RUN, RoundNumber(5), "store", (NonPrivate("no noise"),), "2026-01-01T00:00:00Z")
     ledger.charge(lost)
-    assert _epsilon_by_round(ledger, RUN, 1e-5)["5"] == "infinite"
+    assert _epsilon_by_round(ledger, RUN, PrivacyTable())["5"] == "infinite"

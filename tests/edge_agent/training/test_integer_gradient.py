@@ -172,3 +172,12 @@ def test_wrapping_is_arithmetic_modulo_the_range(values: np.ndarray, magnitude: 
 def test_a_request_without_room_for_clip_and_noise_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="distributed noise needs"):
         a_request(**wrong)
+
+
+def test_a_whole_update_is_clipped_and_rounded_as_one() -> None:
+    request = a_request(
+        update_clip=2.0, local_steps=7, clip_norm=None, noise_multiplier=0.0, share_variance=1
+    )
+    update = np.array([[3.0, 4.0, 0.0]], np.float32)  # of length five, clipped to two
+    step = integer_step([-update], request, parameters=3, magnitude=MAGNITUDE)
+    assert step == pytest.approx([60, 80, 0], abs=8)

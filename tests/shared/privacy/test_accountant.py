@@ -334,3 +334,50 @@ def test_shared_releases_compose_with_each_other_and_with_local_noise() -> None:
 def test_shared_numbers_that_describe_no_mechanism_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must"):
         shared(**wrong)
+
+
+# Devices hidden as a whole
+
+
+@pytest.mark.parametrize("variance", [2, 9])
+@pytest.mark.parametrize("rate", [0.2, 1.0])
+def test_a_record_costs_no_less_than_exactly_where_its_device_is_hidden(
+    variance: int, rate: float
+) -> None:
+    """The worst pair in one dimension: with and without the record lie at opposite ends of the clip."""
+    fact = shared(
+        variance=variance,
+        shares=2,
+        sensitivity=2,
+        dimension=1,
+        sample_rate=rate,
+        steps=1,
+        unit="device",
+    )
+    silent = np.pad(pmf_of_a_sum(variance, 2), 2)
+    with_, without = ((1 - rate) * silent + rate * np.roll(silent, shift) for shift in (2, -2))
+    seen = (with_ > 1e-250) & (without > 1e-250)
+    cost = accountant._cost(fact, "record")
+    for order in (2, 3, 8):
+        charged = float(cost[np.flatnonzero(order == ORDERS)[-1]])
+        exponents = order * np.log(with_[seen]) + (1 - order) * np.log(without[seen])
+        moment = float(np.logaddexp.reduce(exponents))
+        assert 0 < moment / (order - 1) <= charged * (1 + 1e-9)
+
+
+def test_unsampled_a_record_costs_as_if_it_reached_twice_as_far() -> None:
+    hidden = shared(sample_rate=1.0, unit="device", steps=3)
+    as_far = SampledGaussian(hidden.noise_multiplier / 2, 1.0, 3)
+    assert epsilon([hidden], delta=DELTA) == pytest.approx(epsilon([as_far], delta=DELTA), rel=0.04)
+
+
+def test_a_release_that_hides_devices_hides_records_and_not_the_other_way_round() -> None:
+    hidden = shared(unit="device")
+    assert epsilon([hidden], delta=DELTA, unit="device") == epsilon([shared()], delta=DELTA)
+    assert epsilon([hidden], delta=DELTA) > epsilon([hidden], delta=DELTA, unit="device")
+    assert math.isfinite(epsilon([hidden, shared()], delta=DELTA))
+    assert epsilon([hidden, shared()], delta=DELTA) > epsilon([hidden], delta=DELTA)
+    for of_records in (shared(), SampledGaussian(5.0, 1.0, 1)):
+        assert epsilon([hidden, of_records], delta=DELTA, unit="device") == math.inf
+    with pytest.raises(ValueError, match="unit must be"):
+        shared(unit="town")
