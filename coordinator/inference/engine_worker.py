@@ -93,10 +93,8 @@ class ChatModel(FrozenModel):
         fed, cache = torch.tensor([tokens]), None
         with torch.inference_mode():
             while len(drawn) < min(max_tokens, room) and finish_reason == "length":
-                out = self._model(
-                    input_ids=fed, past_key_values=cache, use_cache=True, logits_to_keep=1
-                )
-                cache = out.past_key_values
+                out = self._model(input_ids=fed, cache=cache, use_cache=True, logits_to_keep=1)
+                cache = out.cache
                 token = self._choose(out.logits[0, -1], temperature, top_p, generator)
                 drawn.append(token)
                 fed = torch.tensor([[token]])

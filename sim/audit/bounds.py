@@ -47,7 +47,7 @@ def lower_bound(
         theorem 5.2. https://arxiv.org/abs/2305.08846
 
     >>> round(lower_bound(canaries=1000, guesses=100, right=95, delta=0.0), 2)
-    2.12
+    2.17
     """
     if not 0 <= right <= guesses <= canaries:
         raise ValueError(f"{right} of {guesses} guesses of {canaries} cannot be right")
