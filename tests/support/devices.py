@@ -19,6 +19,7 @@ from shared.crypto.sum_groups import commitment_to, joined
 from shared.data_files import Example
 from shared.files import digest_of
 from shared.job import RunPlan
+from shared.models.adapter import Adapter
 from shared.privacy.ledger import Charge, Ledger
 from shared.transport.memory import Link, MemoryNetwork
 from shared.types import DeviceId, Digest, RoundNumber, RunId
@@ -82,14 +83,20 @@ class ScriptedCoordinator:
         self._transport.publish(topics.down(DEVICE), sealed)
 
     def invite(
-        self, plan: RunPlan, round_: int = 1, *, announcement: bytes, **changes: Any
+        self,
+        plan: RunPlan,
+        round_: int = 1,
+        *,
+        announcement: bytes,
+        adapter: Adapter = ADAPTER,
+        **changes: Any,
     ) -> bytes:
         """Invite the device to a round; ``changes`` replace the envelope's run or round."""
-        adapter = self.blob(ADAPTER.to_bytes())
+        start = adapter.to_bytes()
         message = Invitation(
             plan=plan.model_dump_json(),
-            adapter=adapter,
-            adapter_bytes=len(ADAPTER.to_bytes()),
+            adapter=self.blob(start),
+            adapter_bytes=len(start),
             announcement=announcement,
         )
         envelope: dict[str, Any] = {"run": plan.run, "round_": round_} | changes
