@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 
 from edge_agent.outbox import Outbox, Waiting
 from edge_agent.training.trainer import Trained, TrainRequest
@@ -105,12 +106,12 @@ def live(
     _weaken(fault)
     publish = MemoryTransport.publish
 
-    def recorded(end: MemoryTransport, topic: str, payload: bytes) -> None:
+    def recorded(end: MemoryTransport, topic: str, payload: bytes) -> bool:
         if topic == topics.up(DEVICE):
             record.add(what="sent", payload=payload.hex())
-        publish(end, topic, payload)
+        return publish(end, topic, payload)
 
-    MemoryTransport.publish = recorded  # type: ignore[method-assign]
+    patch.object(MemoryTransport, "publish", recorded).start()
     if dies_before is not None:
         _die_before(dies_before, folder / "device")
     trainer = RecordedTrainer(record)
@@ -176,8 +177,8 @@ def _weaken(fault: str) -> None:
         case "":
             return
         case "draws the noise anew":
-            ReleaseSeeds.obtain = lambda *_: operating_system_seed()  # type: ignore[method-assign]
-            ReleaseSeeds.holds = lambda *_: True  # type: ignore[method-assign]
+            patch.object(ReleaseSeeds, "obtain", lambda *_: operating_system_seed()).start()
+            patch.object(ReleaseSeeds, "holds", lambda *_: True).start()
         case "charges when the update is there":
             charge, put = Ledger.charge, Outbox.put
             due: list[tuple[Ledger, Charge]] = []
@@ -191,8 +192,8 @@ def _weaken(fault: str) -> None:
                 due.clear()
                 return put(outbox, *args, **fields)
 
-            Ledger.charge = later  # type: ignore[method-assign]
-            Outbox.put = pay_and_put  # type: ignore[method-assign]
+            patch.object(Ledger, "charge", later).start()
+            patch.object(Outbox, "put", pay_and_put).start()
         case "keeps updates in memory":
             put_on_disk, kept = Outbox.put, list[Waiting]()
 
@@ -200,8 +201,8 @@ def _weaken(fault: str) -> None:
                 kept.append(put_on_disk(outbox, *args, **fields))
                 return kept[-1]
 
-            Outbox.put = put_aside  # type: ignore[method-assign]
-            Outbox.waiting = lambda _: list(kept)  # type: ignore[method-assign]
-            Outbox.drop = lambda _, waiting: kept.remove(waiting)  # type: ignore[method-assign]
+            patch.object(Outbox, "put", put_aside).start()
+            patch.object(Outbox, "waiting", lambda _: list(kept)).start()
+            patch.object(Outbox, "drop", lambda _, waiting: kept.remove(waiting)).start()
         case _:
             raise ValueError(fault)
