@@ -29,8 +29,8 @@ _FRACTIONAL_ORDERS: Final = np.array(
 )
 """Down to 1.001 for little noise over many steps; steps of 0.05, then 0.1, for the usual range."""
 
-_INTEGER_ORDERS: Final = np.array([*range(2, 64), *(int(64 * 1.03**k) for k in range(112))])
-"""Up to 1701, 3 % apart: with little sampling and much noise the best order is large and sharp."""
+_INTEGER_ORDERS: Final = np.array([*range(2, 64), *(int(64 * 1.03 ** (k / 2)) for k in range(223))])
+"""Up to 1701, 1.5 % apart: with little sampling and much noise the best order is large and sharp."""
 
 ORDERS: Final[FloatVector] = np.concatenate([_FRACTIONAL_ORDERS, _INTEGER_ORDERS]).astype(float)
 """The Rényi orders α at which every cost is computed; ε is the best over them."""

@@ -26,8 +26,6 @@ from shared.privacy.accountant import (
 from shared.types import FloatVector
 
 DELTA = 1e-5
-TINY = 5e-4
-"""Where ε is a few hundredths the best order lies between two of ours: this much may be missing."""
 
 sigmas = st.floats(0.5, 20)
 rates = st.one_of(st.just(1.0), st.floats(0.001, 1))
@@ -72,7 +70,7 @@ def test_epsilon_is_that_of_opacus_over_a_finer_choice_of_orders(
     costs = [count * opacus_cost(sigma, rate, order) for order in OTHER_ORDERS]
     theirs = converted(OTHER_ORDERS, costs)
     ours = epsilon([SampledGaussian(sigma, rate, count)], delta=DELTA)
-    assert ours <= 1.02 * theirs + TINY
+    assert ours <= 1.02 * theirs
     if theirs > 0.05:  # below, orders beyond the 1000 that Opacus can compute are better ones
         assert ours >= 0.995 * theirs
 
@@ -81,7 +79,7 @@ def test_epsilon_is_that_of_opacus_over_a_finer_choice_of_orders(
 @given(sigmas, rates, steps)
 @example(0.5, 1.0, 2000)
 @example(20.0, 0.001, 1)
-@example(3.484375, 0.001, 1)  # ε = 0.033: 2.2 % above theirs
+@example(3.484375, 0.001, 1)  # a small ε, whose best order is large and sharp
 def test_epsilon_is_that_of_dp_accounting(sigma: float, rate: float, count: int) -> None:
     dp = pytest.importorskip("dp_accounting")
     gaussian = dp.GaussianDpEvent(sigma)
@@ -90,7 +88,7 @@ def test_epsilon_is_that_of_dp_accounting(sigma: float, rate: float, count: int)
     theirs = dp.rdp.RdpAccountant(INTEGER_ORDERS)
     theirs.compose(dp.SelfComposedDpEvent(step, count))
     ours = epsilon([SampledGaussian(sigma, rate, count)], delta=DELTA)
-    assert ours <= 1.02 * theirs.get_epsilon(DELTA) + TINY
+    assert ours <= 1.02 * theirs.get_epsilon(DELTA)
     best, order = theirs.get_epsilon_and_optimal_order(DELTA)
     if 8 < order < 800 and best > 0.1:  # fractional orders would hardly help it
         assert ours >= 0.995 * best
