@@ -35,11 +35,11 @@ DELTA = 1e-5
 LIFE_S = 120.0
 """Far more than a life takes."""
 
-ROUNDS = {"rounds": 400, "examples_cap": 50}
+ROUNDS = {"rounds": 1000, "examples_cap": 50}
 PLANS = {
     "local": a_plan(training=ROUNDS),
     "distributed": a_plan(
-        training={"rounds": 400, "examples_cap": 50, "local_steps": 1, "sample_rate": 0.2},
+        training={"rounds": 1000, "examples_cap": 50, "local_steps": 1, "sample_rate": 0.2},
         privacy={"noise": "distributed"},
         protection={"min_devices": 9, "bits": 16},
     ),
@@ -136,7 +136,7 @@ def test_a_device_killed_a_hundred_times_at_random_moments(tmp_path: Path, noise
     life_s = time.monotonic() - began
     kills = 0
     for life in range(10 * KILLS):
-        process = start_life(tmp_path, PLANS[noise], KEYS[noise], life=life, rounds=3)
+        process = start_life(tmp_path, PLANS[noise], KEYS[noise], life=life, rounds=2)
         process.join(rng.uniform(0, 1.5 * life_s))
         process.kill()
         process.join(LIFE_S)

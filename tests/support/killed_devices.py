@@ -40,23 +40,30 @@ _FORKS.set_forkserver_preload([__name__])
 
 
 class Record:
-    """What was seen of all lives in one folder: lines that a kill cannot take back."""
+    """What was seen of all lives in one folder: lines that a kill cannot take back.
+
+    A line is written before what it tells of is done, so of one that a kill has cut nothing
+    was seen. The next line begins with an end of line, and leaves it by itself.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "seen.jsonl"
+        self._folder = folder
 
-    def add(self, **line: Any) -> None:
+    def add(self, what: str, **line: Any) -> None:
         """Write a line, in one call to the kernel."""
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(file, json.dumps(line).encode() + b"\n")
+        file = os.open(self._path(what), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(file, b"\n" + json.dumps(line).encode())
         os.close(file)
 
     def lines(self, what: str) -> list[dict[str, Any]]:
-        """Every line of a kind, oldest first."""
-        if not self.path.exists():
+        """Every whole line of a kind, oldest first."""
+        if not self._path(what).exists():
             return []
-        lines = [json.loads(line) for line in self.path.read_text().splitlines()]
-        return [line for line in lines if line["what"] == what]
+        lines = self._path(what).read_text().splitlines()
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def _path(self, what: str) -> Path:
+        return self._folder / f"{what}.jsonl"
 
 
 class RecordedTrainer(SeededTrainer):
@@ -69,7 +76,7 @@ class RecordedTrainer(SeededTrainer):
 
     def train(self, request: TrainRequest) -> Trained:
         """Draw an update from seed and adapter."""
-        self._record.add(what="trained", round=self.round, seed=request.seed.hex())
+        self._record.add("trained", round=self.round, seed=request.seed.hex())
         mixed = hashlib.sha256(request.seed + request.adapter).digest()
         return super().train(replace(request, seed=mixed))
 
@@ -108,7 +115,7 @@ def live(
 
     def recorded(end: MemoryTransport, topic: str, payload: bytes) -> bool:
         if topic == topics.up(DEVICE):
-            record.add(what="sent", payload=payload.hex())
+            record.add("sent", payload=payload.hex())
         return publish(end, topic, payload)
 
     patch.object(MemoryTransport, "publish", recorded).start()
@@ -130,7 +137,6 @@ def live(
         world.run_for(TRAINS_S + 2)
         _settle(world, record, round_)
     world.close()
-    record.add(what="ended", life=life)
 
 
 def _invite(
@@ -152,7 +158,7 @@ def _settle(world: DeviceWorld, record: Record, round_: int) -> None:
         world.coordinator.fetch(announced[0])
         world.run_for(0.1)
         if len(world.coordinator.frames[announced[0].digest]) == announced[0].size:
-            record.add(what="receipt", round=round_)
+            record.add("receipt", round=round_)
             world.coordinator.settle(announced[0])
             world.run_for(0.1)
 
