@@ -7,6 +7,7 @@ import math
 import socket
 import sys
 from contextlib import ExitStack
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -174,13 +175,26 @@ def add_data(
     typer.echo(f"added {added.new} examples ({added.duplicates} were there already)")
 
 
+class Accountant(StrEnum):
+    """How ε is computed from what was released."""
+
+    RDP = "rdp"
+    PRV = "prv"
+
+
 @budget.command("show")
 def show_budget(
+    accountant: Annotated[
+        Accountant,
+        typer.Option(
+            help="rdp is what the budget is held against; prv is Opacus', tighter (extra 'train')."
+        ),
+    ] = Accountant.RDP,
     home: Home = DEFAULT_HOME,
     as_json: AsJson = False,
 ) -> None:
     """Show what all runs so far have cost, and what the owner allows."""
-    _tell_budget(home.expanduser(), as_json=as_json)
+    _tell_budget(home.expanduser(), as_json=as_json, accountant=accountant)
 
 
 @budget.command("set")
@@ -209,7 +223,7 @@ def change_budget(
     _tell_budget(home, as_json=as_json)
 
 
-def _tell_budget(home: Path, *, as_json: bool) -> None:
+def _tell_budget(home: Path, *, as_json: bool, accountant: Accountant = Accountant.RDP) -> None:
     from edge_agent.membership import read_membership
     from edge_agent.participate import Home as DeviceHome
     from shared.privacy.ledger import Ledger
@@ -217,9 +231,16 @@ def _tell_budget(home: Path, *, as_json: bool) -> None:
     paths = DeviceHome(home)
     membership, ledger = read_membership(paths.folder), Ledger(paths.ledger, repair=False)
     delta, allowed = membership.delta, membership.epsilon_budget
-    spent, alone = ledger.epsilon(delta), ledger.epsilon_alone(delta)
+    if accountant is Accountant.PRV:
+        from edge_agent.prv import epsilon_prv
+
+        released = [fact for charge in ledger.charges() for fact in charge.facts]
+        spent = alone = epsilon_prv(released, delta=delta)
+    else:
+        spent, alone = ledger.epsilon(delta), ledger.epsilon_alone(delta)
     if as_json:
         facts = {
+            "accountant": accountant,
             "epsilon": spent if math.isfinite(spent) else None,
             "epsilon_alone": alone if math.isfinite(alone) else None,
             "delta": delta,

@@ -152,6 +152,48 @@ def _show_robustness(result: dict[str, Any]) -> None:
     _show_bars(result)
 
 
+@bench.command("accountant")
+def measure_accountant(
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Our ε against Opacus' and Google's accountants (extra 'bench'), over a grid of settings.
+
+    Ends with exit code 1 when a promised figure was not reached.
+    """
+    from shared.logs import silence_logs
+    from sim.bench.accountant import bench_accountant
+
+    silence_logs()
+    with Console(stderr=True).status("starting") as status:
+        result = bench_accountant(progress=status.update)
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        _show_accountant(result)
+    if not all(bar["holds"] for bar in result["bars"]):
+        raise typer.Exit(1)
+
+
+def _show_accountant(result: dict[str, Any]) -> None:
+    table = Table("noise", "sampling", "steps", "δ")
+    accountants = {
+        "ours": "ours",
+        "opacus_rdp": "Opacus RDP",
+        "dp_accounting_rdp": "Google RDP",
+        "opacus_prv": "Opacus PRV",
+        "dp_accounting_pld": "Google PLD",
+    }
+    for heading in accountants.values():
+        table.add_column(heading, justify="right")
+    for row in result["rows"]:
+        table.add_row(
+            *(f"{row[name]:g}" for name in ("noise_multiplier", "sample_rate", "steps", "delta")),
+            *("-" if row[name] is None else f"{row[name]:.4g}" for name in accountants),
+        )
+    Console().print(table)
+    _show_bars(result)
+
+
 class Shapes(StrEnum):
     """What an update consists of."""
 

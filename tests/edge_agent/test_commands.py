@@ -101,6 +101,20 @@ def test_the_budget_is_what_the_ledger_comes_to(llmos: CommandLine, home: Home) 
     assert json.loads(llmos.out)["epsilon"] is None
 
 
+@pytest.mark.filterwarnings("ignore")  # opacus computes far out in the tails
+def test_the_budget_by_the_other_accountant_is_lower(llmos: CommandLine, home: Home) -> None:
+    fact = SampledGaussian(noise_multiplier=2.0, sample_rate=1.0, steps=3)
+    charge = Charge(RunId("run"), RoundNumber(1), "store", (fact,), "2026-01-01T00:00:00Z")
+    Ledger(home.ledger).charge(charge)
+    show = ("edge", "budget", "show", "--home", home.folder, "--json")
+    assert llmos(*show) == 0
+    ours = json.loads(llmos.out)
+    assert llmos(*show, "--accountant", "prv") == 0
+    theirs = json.loads(llmos.out)
+    assert (ours["accountant"], theirs["accountant"]) == ("rdp", "prv")
+    assert 0.9 * ours["epsilon"] < theirs["epsilon"] < ours["epsilon"]
+
+
 def test_a_changed_budget_is_kept_and_what_was_spent_stays_spent(
     llmos: CommandLine, home: Home
 ) -> None:
