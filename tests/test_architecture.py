@@ -42,7 +42,11 @@ HOMES = {
         "coordinator/registry/quantisation.py",
         "shared/models/graph_session.py",
     },
-    "opacus": {"edge_agent/training/dp_sgd.py"},
+    "opacus": {
+        "edge_agent/prv.py",
+        "edge_agent/training/dp_sgd.py",
+        "sim/bench/accountant.py",
+    },
     "paho": {"shared/transport/mqtt.py"},
     "peft": {"shared/models/pytorch.py"},
     "starlette": {
