@@ -37,6 +37,7 @@ _GRAPHS = {
 }
 HOMES = {
     "amqtt": {"coordinator/broker/amqtt_main.py"},
+    "dp_accounting": {"sim/bench/accountant.py"},
     "onnx": _GRAPHS,
     "onnxruntime": {
         "coordinator/registry/quantisation.py",
