@@ -37,7 +37,10 @@ def served(app: Any, port: int, *, extra: str, **options: Any) -> Iterator[int]:
     except OSError as err:
         listener.close()
         raise ConfigError([f"--port: {port} is taken: {err.strerror}"], source="options") from err
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, **options))
+    # Nothing here speaks over web sockets; looking for a library that could costs an import and,
+    # with some, a warning.
+    quiet = {"log_config": None, "access_log": False, "ws": "none"}
+    server = uvicorn.Server(uvicorn.Config(app, **quiet | options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

@@ -29,6 +29,7 @@ from coordinator.inference.engine import (
     GenerationRequest,
     ModelCard,
     ServedAdapter,
+    answered,
 )
 from shared.errors import LlmOsError
 from shared.types import RunId
@@ -188,7 +189,7 @@ def chat_routes(services: Services) -> APIRouter:
                 code="invalid_value",
             )
         engine, adapter = _find(services, body.model)
-        generation = engine.generate(body.request(adapter))
+        generation = answered(engine, body.request(adapter))
         card = engine.card
         return _completion(generation, card, _full_name(card, adapter)) | _label(card)
 

@@ -9,7 +9,13 @@ from typing import Final
 import structlog
 
 from coordinator.fleet.fleet import Fleet
-from coordinator.inference.engine import ChatMessage, Engine, Generation, GenerationRequest
+from coordinator.inference.engine import (
+    ChatMessage,
+    Engine,
+    Generation,
+    GenerationRequest,
+    answered,
+)
 from shared.actors import Workbench
 from shared.errors import CoordinatorUnavailable, DataError, LlmOsError
 from shared.types import DeviceId
@@ -74,7 +80,7 @@ class Questions:
             temperature=0.0,
         )
         self._bench.work(
-            lambda: engine.generate(request),
+            lambda: answered(engine, request),
             lambda result: self._answered(device, question, result),
         )
 

@@ -10,6 +10,7 @@ as long as the engine does all the asking.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import queue
@@ -20,7 +21,16 @@ from typing import Any, Final
 
 import structlog
 
-from coordinator.inference.engine import EngineState, Generation, GenerationRequest, ModelCard
+from coordinator.inference.engine import (
+    EngineLoad,
+    EngineState,
+    Finished,
+    Generation,
+    GenerationRequest,
+    ModelCard,
+    Piece,
+    Stream,
+)
 from coordinator.inference.served_name import served_name
 from shared.errors import ChildDied, EngineBusy, EngineError, LlmOsError
 from shared.processes import Child
@@ -54,7 +64,9 @@ class TransformersEngine:
             ModelError: it is neither a folder with a model nor written like a hub id.
         """
         name, stand_in = served_name(name_or_path)
-        self._card = ModelCard(name, stand_in, EngineState.LOADING)
+        self._card = ModelCard(
+            name, stand_in, EngineState.LOADING, lacks=frozenset({"logprobs", "schema"})
+        )
         self._name_or_path = name_or_path
         self._threads = threads or os.cpu_count() or 1
         self._child = Child(
@@ -72,6 +84,11 @@ class TransformersEngine:
         return self._card
 
     @property
+    def load(self) -> EngineLoad:
+        """How many wait."""
+        return EngineLoad(waiting=self._jobs.qsize())
+
+    @property
     def pid(self) -> int | None:
         """Process id of the model while there is one."""
         return self._child.pid
@@ -81,8 +98,13 @@ class TransformersEngine:
         log.info("model.loading", model=self._card.name)
         self._thread.start()
 
-    def generate(self, request: GenerationRequest) -> Generation:
+    async def stream(self, request: GenerationRequest) -> Stream:
         """Answer one request; contract in :class:`~coordinator.inference.engine.Engine`."""
+        said = await asyncio.wrap_future(self._submitted(request))
+        yield Piece(said.text)
+        yield Finished(said.finish_reason, said.prompt_tokens, said.completion_tokens)
+
+    def _submitted(self, request: GenerationRequest) -> Future[Generation]:
         card = self._card
         if card.state is EngineState.LOADING:
             raise EngineBusy(f"{card.name} is still being loaded: ask again in a moment")
@@ -98,7 +120,7 @@ class TransformersEngine:
                 raise EngineBusy(
                     f"{self._jobs.maxsize} requests wait for {card.name} already: ask again later"
                 ) from err
-        return answer.result()
+        return answer
 
     def close(self) -> None:
         """End the model's process; whoever waits is told. Harmless if it runs no more."""
@@ -142,6 +164,8 @@ class TransformersEngine:
         if self._closed.is_set():
             raise EngineError("the coordinator is shutting down")
         table = asdict(request)
+        for name in ("logprobs", "schema", "share"):
+            del table[name]
         table["prompt"] = request.prompt if isinstance(request.prompt, str) else [*table["prompt"]]
         try:
             return Generation(**self._call("generate", base=self._card.base, **table))

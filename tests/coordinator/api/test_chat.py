@@ -27,7 +27,7 @@ class Served:
     """An application behind a real server on loopback."""
 
     def __init__(self, app: FastAPI) -> None:
-        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None)
+        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, ws="none")
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()

@@ -11,7 +11,16 @@ from concurrent.futures import Future
 
 import pytest
 
-from coordinator.inference.engine import EngineState, Generation, GenerationRequest, ModelCard
+from coordinator.inference.engine import (
+    ChatMessage,
+    EngineLoad,
+    EngineState,
+    Finished,
+    GenerationRequest,
+    ModelCard,
+    Piece,
+    Stream,
+)
 from coordinator.inference.questions import CHARACTERS_LIMIT, WAITING_LIMIT, WAITING_OF_ONE
 from edge_agent.coordinator_link import CoordinatorLink
 from edge_agent.inference.answering import CoordinatorAnswer
@@ -40,7 +49,17 @@ class Echo:
     def card(self) -> ModelCard:
         return ModelCard("echo", stand_in=True, state=EngineState.READY)
 
-    def generate(self, request: GenerationRequest) -> Generation:
+    @property
+    def load(self) -> EngineLoad:
+        return EngineLoad()
+
+    def start(self) -> None:
+        """There is nothing to load."""
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+    async def stream(self, request: GenerationRequest) -> Stream:
         with self._lock:
             self._inside += 1
             self.most_at_once = max(self.most_at_once, self._inside)
@@ -48,8 +67,10 @@ class Echo:
             self.requests.append(request)
             if self.failures:
                 raise self.failures.pop(0)
-            assert not isinstance(request.prompt, str)
-            return Generation(f"you said: {request.prompt[-1].content}", 1, 1, "stop")
+            last = request.prompt[-1]
+            assert isinstance(last, ChatMessage)
+            yield Piece(f"you said: {last.content}")
+            yield Finished("stop", 1, 1)
         finally:
             with self._lock:
                 self._inside -= 1

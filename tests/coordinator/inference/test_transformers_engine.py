@@ -16,6 +16,7 @@ from coordinator.inference.engine import (
     EngineState,
     GenerationRequest,
     ServedAdapter,
+    answered,
 )
 from coordinator.inference.transformers_engine import TransformersEngine
 from shared.errors import EngineError, ModelError, PromptRefused
@@ -73,7 +74,7 @@ def adapter_for(folder: Path, *, spread: float) -> ServedAdapter:
 def test_a_greedy_answer_is_the_same_every_time_and_no_longer_than_asked(
     engine: TransformersEngine,
 ) -> None:
-    first, again = engine.generate(asked()), engine.generate(asked())
+    first, again = answered(engine, asked()), answered(engine, asked())
     assert first == again
     assert 0 < first.completion_tokens <= 12
     assert first.prompt_tokens > 0
@@ -83,7 +84,7 @@ def test_the_same_seed_draws_the_same_and_another_seed_something_else(
     engine: TransformersEngine,
 ) -> None:
     def drawn(seed: int) -> str:
-        return engine.generate(asked(24, temperature=1.5, seed=seed)).text
+        return answered(engine, asked(24, temperature=1.5, seed=seed)).text
 
     assert drawn(1) == drawn(1)
     assert len({drawn(seed) for seed in range(4)}) > 1
@@ -92,20 +93,20 @@ def test_the_same_seed_draws_the_same_and_another_seed_something_else(
 def test_an_adapter_answers_for_one_request_and_is_gone_after_it(
     engine: TransformersEngine, folder: Path
 ) -> None:
-    before = engine.generate(asked(24))
-    other = engine.generate(asked(24, adapter=adapter_for(folder, spread=0.5)))
-    nothing = engine.generate(asked(24, adapter=adapter_for(folder, spread=0.0)))
+    before = answered(engine, asked(24))
+    other = answered(engine, asked(24, adapter=adapter_for(folder, spread=0.5)))
+    nothing = answered(engine, asked(24, adapter=adapter_for(folder, spread=0.0)))
     assert other.text != before.text
     assert nothing == before
-    assert engine.generate(asked(24)) == before
+    assert answered(engine, asked(24)) == before
 
 
 def test_an_adapter_of_another_base_is_refused(engine: TransformersEngine, folder: Path) -> None:
     own = Adapter.from_bytes(adapter_for(folder, spread=0.0).data)
     foreign = Adapter(own.shape, Digest("ab" * 32), own.tensors)
     with pytest.raises(ModelError):
-        engine.generate(asked(adapter=ServedAdapter("other", foreign.to_bytes())))
-    assert engine.generate(asked()).completion_tokens > 0
+        answered(engine, asked(adapter=ServedAdapter("other", foreign.to_bytes())))
+    assert answered(engine, asked()).completion_tokens > 0
 
 
 def test_a_prompt_that_fills_the_context_is_refused_with_the_numbers(
@@ -114,7 +115,7 @@ def test_a_prompt_that_fills_the_context_is_refused_with_the_numbers(
     context = engine.card.context_tokens
     assert context is not None
     with pytest.raises(PromptRefused, match=str(context)):
-        engine.generate(asked(prompt=(ChatMessage("user", "parcel " * 2 * context),)))
+        answered(engine, asked(prompt=(ChatMessage("user", "parcel " * 2 * context),)))
 
 
 def test_a_process_that_dies_costs_its_request_only(folder: Path) -> None:
@@ -122,12 +123,12 @@ def test_a_process_that_dies_costs_its_request_only(folder: Path) -> None:
     engine.start()
     ready(engine)
     assert engine.pid is not None
-    expected = engine.generate(asked())
+    expected = answered(engine, asked())
     os.kill(engine.pid, signal.SIGKILL)
     deadline, answer = time.monotonic() + 60, None
     while answer is None and time.monotonic() < deadline:
         try:
-            answer = engine.generate(asked())
+            answer = answered(engine, asked())
         except Exception:  # noqa: BLE001  the one that met the death, and those while it loads
             time.sleep(0.1)
     assert answer == expected
