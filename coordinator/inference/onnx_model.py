@@ -15,13 +15,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.inference.step_model import KeysAndValues
+from coordinator.inference.step_model import KeysAndValues, Logits
 from coordinator.registry.causal_graph import CausalGraph
 from shared.errors import ModelError
 from shared.extras import require
 from shared.models.adapter import Adapter, place_of
 from shared.models.encoder import BaseModel
-from shared.types import FloatMatrix, FloatVector
+from shared.types import FloatMatrix
 
 _ERRORS_ONLY: Final = 3
 _CPU: Final = "cpu"
@@ -147,11 +147,11 @@ class OnnxModel:
             kept[target, :, :tokens] = kept[source, :, :tokens]
         self.place(target, self._adapted[source])
 
-    def read(self, row: int, tokens: Sequence[int], past: int) -> FloatVector:
+    def read(self, row: int, tokens: Sequence[int], past: int) -> Logits:
         """See :class:`~coordinator.inference.step_model.StepModel`."""
         ids = np.array([tokens], np.int64)
         mask = np.ones((1, past + len(tokens)), np.int64)
-        logits: FloatVector = self._run(row, ids, mask)[0]
+        logits: Logits = self._run(row, ids, mask)[0]
         return logits
 
     def decode(self, tokens: Sequence[int], past: Sequence[int]) -> FloatMatrix:

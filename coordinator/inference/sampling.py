@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from shared.types import FloatVector
+Reals = NDArray[np.float32] | NDArray[np.float64]
 
 _FEW: Final = 512
 """Of the likeliest tokens, looked at first: with top_p below 1 they nearly always reach the sum,
@@ -31,7 +32,7 @@ class Sampler:
         """Whether it always takes the likeliest."""
         return self._temperature == 0.0
 
-    def choose(self, logits: FloatVector) -> int:
+    def choose(self, logits: Reals) -> int:
         """Return a token.
 
         Args:
@@ -59,7 +60,7 @@ class Sampler:
         return _at(kept[:count], order[:count], drawn)
 
 
-def _at(weights: FloatVector, tokens: np.ndarray, drawn: float) -> int:
+def _at(weights: Reals, tokens: np.ndarray, drawn: float) -> int:
     """The token at a place between 0 and 1 along the weights."""
     ends = np.cumsum(weights)
     place = int(np.searchsorted(ends, drawn * ends[-1], side="right"))
@@ -69,7 +70,7 @@ def _at(weights: FloatVector, tokens: np.ndarray, drawn: float) -> int:
     return int(tokens[place])
 
 
-def _likeliest_first(weights: FloatVector, count: int) -> np.ndarray:
+def _likeliest_first(weights: Reals, count: int) -> np.ndarray:
     """The ``count`` heaviest, heaviest first; of equals the lower token, so that runs repeat."""
     if count < len(weights):
         bound = np.partition(weights, -count)[-count]
@@ -80,7 +81,7 @@ def _likeliest_first(weights: FloatVector, count: int) -> np.ndarray:
 
 
 def log_probabilities(
-    logits: FloatVector, token: int, count: int
+    logits: Reals, token: int, count: int
 ) -> tuple[float, tuple[tuple[int, float], ...]]:
     """Log probabilities at temperature 1: of one token, and of the likeliest.
 

@@ -24,11 +24,10 @@ from coordinator.inference.engine import EngineLoad, FinishReason
 from coordinator.inference.prefix_cache import PrefixCache
 from coordinator.inference.sampling import Sampler, log_probabilities
 from coordinator.inference.schema import Follower
-from coordinator.inference.step_model import StepModel
+from coordinator.inference.step_model import Logits, StepModel
 from coordinator.inference.token_runtime import Emitted, TokenRequest
 from shared.errors import PromptRefused
 from shared.models.adapter import Adapter
-from shared.types import FloatVector
 
 READ_S: Final = 0.25
 """About so long prompts are read in one step (L2)."""
@@ -224,7 +223,7 @@ class SlotRuntime:
         self._reading = work
         return True
 
-    def _choose(self, work: _Work, logits: FloatVector) -> Emitted:
+    def _choose(self, work: _Work, logits: Logits) -> Emitted:
         """Choose a row's next token, and free the row if it is the last."""
         request, follower = work.request, work.follower
         chosen = logits

@@ -9,10 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.models.adapter import Adapter
-from shared.types import FloatMatrix, FloatVector
+from shared.types import FloatMatrix
 
 KeysAndValues = NDArray[np.float32]
 """Of n tokens in all layers, shape (2 L, H, n, S): keys and values of layer 0, of layer 1, …"""
+
+
+Logits = NDArray[np.float32]
+"""Of one row, shape (V,)."""
 
 
 class StepModel(Protocol):
@@ -48,7 +52,7 @@ class StepModel(Protocol):
         """Let ``target`` hold what ``source`` holds, its adapter and so many tokens."""
         ...
 
-    def read(self, row: int, tokens: Sequence[int], past: int) -> FloatVector:
+    def read(self, row: int, tokens: Sequence[int], past: int) -> Logits:
         """Put tokens behind the ``past`` ones of a row; logits of what follows, shape (V,)."""
         ...
 

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from coordinator.inference.step_model import KeysAndValues
+from coordinator.inference.step_model import KeysAndValues, Logits
 from shared.errors import ModelError
 from shared.models.adapter import Adapter
-from shared.types import FloatMatrix, FloatVector
+from shared.types import FloatMatrix
 
 END = 0
 
 
-def after(tokens: Sequence[int], adapter: str = "", *, vocabulary: int = 64) -> FloatVector:
+def after(tokens: Sequence[int], adapter: str = "", *, vocabulary: int = 64) -> Logits:
     """Logits of what follows ``tokens``, shape (V,): the oracle."""
     seed = hashlib.sha256(repr((list(tokens), adapter)).encode()).digest()[:8]
     rng = np.random.Generator(np.random.PCG64(int.from_bytes(seed, "little")))
@@ -59,7 +59,7 @@ class HashModel:
         self._held[source] = -1
         self._adapters[target] = self._adapters[source]
 
-    def read(self, row: int, tokens: Sequence[int], past: int) -> FloatVector:
+    def read(self, row: int, tokens: Sequence[int], past: int) -> Logits:
         self.read_at_once.append(len(tokens))
         self._held[row, past : past + len(tokens)] = tokens
         return self._after(row, past + len(tokens))
@@ -70,7 +70,7 @@ class HashModel:
             self._held[row, length] = token
         return np.stack([self._after(row, length + 1) for row, length in enumerate(past)])
 
-    def _after(self, row: int, length: int) -> FloatVector:
+    def _after(self, row: int, length: int) -> Logits:
         held = self._held[row, :length].tolist()
         return after(held, self._adapters[row], vocabulary=self.vocabulary)
 

@@ -28,7 +28,7 @@ def nucleus(values: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
             break
         kept[token] = weights[token]
         reached += weights[token]
-    return kept / kept.sum()
+    return np.asarray(kept / kept.sum())
 
 
 @given(logits, st.integers(0, 2**63 - 1))
