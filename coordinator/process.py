@@ -13,8 +13,8 @@ import structlog
 from coordinator.api.app import Services, create_app
 from coordinator.broker.embedded import EmbeddedBroker
 from coordinator.coordinator import Coordinator
+from coordinator.inference.engines import EngineSettings, make_engine
 from coordinator.inference.run_adapters import run_adapters
-from coordinator.inference.transformers_engine import TransformersEngine
 from coordinator.registry.release_worker import release_maker
 from coordinator.store.store import Store
 from shared.actors import ActorLoop
@@ -52,7 +52,7 @@ def run_coordinator(
         StorageError: the home cannot be used.
     """
     holder = parse_public(key_holder) if key_holder else None
-    engine = TransformersEngine(model) if model else None
+    engine = make_engine(model, EngineSettings(home / "models")) if model else None
     with ExitStack() as stack:
         stack.enter_context(home_lock(home))
         identity = Identity.load_or_create(home / "identity.key")

@@ -7,18 +7,23 @@ A child module calls :func:`serve` with a table of operations. The parent holds
 a :class:`Child`. An error of ours raised in an operation is raised again in the
 parent with the same class and message; a child that dies is :class:`ChildDied`,
 and the next call starts a fresh one.
+
+Where requests overlap, the parent holds a :class:`TalkingChild` and the child a
+:class:`Line`: messages go both ways whenever there is one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import resource
 import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 from typing import IO, Any, Final
 
@@ -46,6 +51,30 @@ def _read(pipe: IO[bytes]) -> Any:
     if len(frame) < length:
         raise EOFError
     return cbor2.loads(frame)
+
+
+def _frames() -> tuple[IO[bytes], IO[bytes]]:
+    """The child's pipes; whatever else it prints goes to standard error from now on."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    # Not sys.stdin: a thread may be reading while the interpreter ends, which locks that one.
+    return os.fdopen(os.dup(sys.stdin.fileno()), "rb"), answers
+
+
+def _spawned(
+    module: str, *, memory_limit_bytes: int | None, threads: int, nice: int
+) -> subprocess.Popen[bytes]:
+    environment = os.environ | dict.fromkeys(
+        ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)
+    )
+    words = [module, str(memory_limit_bytes or 0), str(nice), str(os.getpid())]
+    return subprocess.Popen(  # noqa: S603  our own module, no shell
+        [sys.executable, "-m", "shared.processes", *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,  # Ctrl-C reaches the parent, which ends its children in order
+    )
 
 
 class Child:
@@ -108,7 +137,7 @@ class Child:
                 self._stop()
                 raise
         if "error" in answer:
-            raise _rebuilt(answer["error"], answer["message"])
+            raise rebuilt(answer["error"], answer["message"])
         return answer["result"]
 
     def close(self) -> None:
@@ -124,26 +153,11 @@ class Child:
         if self._process is not None and self._process.poll() is None:
             return self._process
         self._stop()  # of one that died between two calls, the pipes
-        threads = str(self._threads)
-        environment = os.environ | {
-            "OMP_NUM_THREADS": threads,
-            "OPENBLAS_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-        }
-        self._process = subprocess.Popen(  # noqa: S603  our own module, no shell
-            [
-                sys.executable,
-                "-m",
-                "shared.processes",
-                self._module,
-                str(self._memory_limit_bytes or 0),
-                str(self._nice),
-                str(os.getpid()),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,  # Ctrl-C reaches the parent, which ends its children in order
+        self._process = _spawned(
+            self._module,
+            memory_limit_bytes=self._memory_limit_bytes,
+            threads=self._threads,
+            nice=self._nice,
         )
         return self._process
 
@@ -160,7 +174,116 @@ class Child:
         return status
 
 
-def _rebuilt(name: str, message: str) -> Exception:
+class TalkingChild:
+    """A worker process that is told things and tells things, in any order.
+
+    One thread receives; any thread may send. A child that died is not started again: make another.
+    """
+
+    def __init__(self, module: str, *, threads: int = 1, nice: int = 0) -> None:
+        """Start ``python -m module``, which must use a :class:`Line`. Arguments as :class:`Child`.
+
+        The process ends with the *thread* that called this (see :func:`die_with_parent`).
+        """
+        self._module = module
+        self._process = _spawned(module, memory_limit_bytes=None, threads=threads, nice=nice)
+        self._sending = Lock()
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def send(self, message: Any) -> None:
+        """Tell the child something. Blocks while the pipe is full.
+
+        Raises:
+            ChildDied: it has ended.
+        """
+        frame = cbor2.dumps(message)
+        pipe = self._process.stdin
+        assert pipe is not None
+        try:
+            with self._sending:
+                _write(pipe, frame)
+        except (OSError, ValueError) as err:
+            raise errors.ChildDied(f"the worker {self._module} has ended") from err
+
+    def receive(self) -> Any:
+        """Wait for what the child tells next.
+
+        Raises:
+            ChildDied: it has ended.
+        """
+        pipe = self._process.stdout
+        assert pipe is not None
+        try:
+            return _read(pipe)
+        except (EOFError, OSError, ValueError) as err:
+            raise errors.ChildDied(f"the worker {self._module} has ended") from err
+
+    def kill(self) -> None:
+        """End it now; harmless if it has ended. Whoever receives is told."""
+        self._process.kill()
+
+    def close(self) -> int:
+        """End it, and give its pipes back. Nobody may be receiving any more.
+
+        Returns:
+            The exit status.
+        """
+        self._process.kill()
+        status = self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        return status
+
+
+class Line:
+    """The child's end of a :class:`TalkingChild`. Make one, on the main thread, before anything prints.
+
+    A thread reads what comes in, so that messages are at hand between two steps of work.
+    """
+
+    def __init__(self) -> None:
+        self._requests, self._answers = _frames()
+        self._heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True, name="line").start()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                self._heard.put(_read(self._requests))
+            except EOFError:
+                self._heard.put(None)
+                return
+
+    def heard(self, *, wait_s: float) -> Sequence[Any]:
+        """All that was told since; waits for the first at most so long.
+
+        Raises:
+            EOFError: the parent has closed the line.
+        """
+        messages = []
+        try:
+            messages.append(self._heard.get(timeout=wait_s) if wait_s else self._heard.get_nowait())
+            while True:
+                messages.append(self._heard.get_nowait())
+        except queue.Empty:
+            pass
+        if None in messages:
+            raise EOFError
+        return messages
+
+    def tell(self, message: Any) -> None:
+        """Tell the parent something."""
+        _write(self._answers, cbor2.dumps(message))
+
+
+def rebuilt(name: str, message: str) -> Exception:
+    """The error that a child told by class and message; one that is not ours is ``ChildDied``."""
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, errors.LlmOsError):
         error = kind.__new__(kind)
@@ -174,9 +297,7 @@ def serve(operations: Mapping[str, Operation]) -> None:
 
     Standard output belongs to the frames: anything printed goes to standard error.
     """
-    requests = sys.stdin.buffer
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    requests, answers = _frames()
     while True:
         try:
             request = _read(requests)

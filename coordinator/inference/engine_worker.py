@@ -1,213 +1,228 @@
-"""The process in which the coordinator's language model lives.
+"""The process in which a language model lives: texts come in, pieces of answers go out.
 
-W1  an adapter is in place during its own request and no other: afterwards the base
-    model answers bit for bit as before
-W2  the same request gives the same text, whatever was asked in between
+W1  what one request does wrong is told to it and to no other
+W2  between two steps everything that was told meanwhile is heeded, and a sign of life goes out; a
+    process that says nothing while there is work hangs
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
-from functools import lru_cache
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
-from coordinator.inference.engine import Generation
-from shared.errors import ModelError, PromptRefused
-from shared.extras import require
-from shared.models.adapter import Adapter, place_of
+from coordinator.inference.engine import ChatMessage, Finished, Piece
+from coordinator.inference.engine_text import TextModel, TextStream
+from coordinator.inference.token_runtime import Emitted, TokenRequest, TokenRuntime
+from shared.errors import LlmOsError, PromptRefused
+from shared.models.adapter import Adapter
 from shared.models.encoder import BaseModel, find_base_model
-from shared.models.pytorch import FrozenModel, prompt_ids
-from shared.processes import serve
-from shared.types import Digest
+from shared.processes import Line
 
-_PLACES: Final = {"query": "q_proj", "value": "v_proj"}
-"""What a slot is called in the attention of the Llama family (Llama, Qwen2, Mistral, Gemma)."""
+ADAPTERS_KEPT: Final = 64
+"""In memory, those that were used last; of others the parent is asked for the bytes again."""
 
-_CUT_CHARACTER: Final = "\N{REPLACEMENT CHARACTER}"
-"""What half a character decodes to: tokens are pieces of bytes."""
+BEAT_S: Final = 1.0
+"""How often an idle process tells how it is."""
+
+Event = list[Any]
 
 
-class ChatModel(FrozenModel):
-    """A causal language model in memory, float32, on the processor."""
+@dataclass(slots=True)
+class _Answer:
+    """What is known of a request under way."""
 
-    def __init__(self, base: BaseModel, *, threads: int) -> None:
-        """Load it from its folder; the network is not asked and no code of it is run.
+    text: TextStream
+    prompt_tokens: int
+    given: int = 0
+    cached: int = 0
 
-        Raises:
-            DependencyMissing: torch or transformers is not installed.
-            ModelError: the folder's files are no causal language model transformers can read.
-        """
-        super().__init__(base, causal=True, threads=threads, extra="llm")
-        self.base = base
-        self.context_tokens = int(self._model.config.max_position_embeddings)
-        ends = self._model.generation_config.eos_token_id
-        if ends is None:
-            ends = self._tokenizer.eos_token_id
-        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
 
-    def tokens_of(self, prompt: str | Sequence[dict[str, str]]) -> list[int]:
-        """Return the tokens of a text, or of a conversation up to where the model's turn begins.
+class EngineWorker:
+    """One model, its texts, and the requests under way."""
 
-        As :func:`~shared.models.pytorch.prompt_ids`, which adapters are trained with.
+    def __init__(self, text: TextModel, runtime: TokenRuntime) -> None:
+        self._text = text
+        self._runtime = runtime
+        self._answers: dict[int, _Answer] = {}
+        self._adapters: OrderedDict[str, Adapter] = OrderedDict()
 
-        Raises:
-            PromptRefused: the template does not take such a conversation.
-        """
-        if isinstance(prompt, str):
-            return list(self._tokenizer(prompt)["input_ids"])
-        jinja2: Any = require("jinja2", extra="llm")
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do until something is told."""
+        return not self._answers
+
+    def hear(self, message: Mapping[str, Any]) -> list[Event]:
+        """Take a message; what it brought about at once (W1)."""
+        number = int(message["number"])
+        if message.get("cancel"):
+            self._answers.pop(number, None)
+            self._runtime.cancel(number)
+            return []
         try:
-            return prompt_ids(self._tokenizer, prompt)
-        except jinja2.TemplateError as err:
-            raise PromptRefused(f"the model's chat template refuses this: {err}") from err
+            return self._ask(number, message)
+        except LlmOsError as err:
+            return [[number, "error", type(err).__name__, str(err)]]
 
-    def generate(
-        self,
-        prompt: str | Sequence[dict[str, str]],
-        *,
-        max_tokens: int,
-        temperature: float,
-        top_p: float,
-        seed: int,
-        stop: Sequence[str],
-    ) -> Generation:
-        """Continue ``prompt``; arguments as in :class:`~coordinator.inference.engine.GenerationRequest`.
-
-        Raises:
-            PromptRefused: the prompt leaves no room in the context.
-        """
-        torch = self.torch
-        tokens = self.tokens_of(prompt)
-        room = self.context_tokens - len(tokens)
+    def _ask(self, number: int, message: Mapping[str, Any]) -> list[Event]:
+        adapter = None
+        if (digest := message["adapter"]) is not None:
+            adapter = self._adapter(digest, message.get("data"))
+            if adapter is None:
+                return [[number, "missing", digest]]
+        options = message["options"]
+        prompt = message["prompt"]
+        if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
+            prompt = [ChatMessage(**turn) for turn in prompt]
+        tokens = self._text.tokens_of(prompt)
+        room = self._runtime.context_tokens - len(tokens)
         if not tokens or room < 1:
             raise PromptRefused(
                 f"the prompt has {len(tokens)} tokens; the model's maximum context length is "
-                f"{self.context_tokens} tokens, the answer included"
+                f"{self._runtime.context_tokens} tokens, the answer included"
             )
-        generator = torch.Generator().manual_seed(seed)
-        drawn: list[int] = []
-        text, finish_reason = "", "length"
-        fed, cache = torch.tensor([tokens]), None
-        with torch.inference_mode():
-            while len(drawn) < min(max_tokens, room) and finish_reason == "length":
-                out = self._model(input_ids=fed, cache=cache, use_cache=True, logits_to_keep=1)
-                cache = out.cache
-                token = self._choose(out.logits[0, -1], temperature, top_p, generator)
-                drawn.append(token)
-                fed = torch.tensor([[token]])
-                if token in self._ends:
-                    finish_reason = "stop"
-                elif stop:
-                    text = self._text(drawn)
-                    if cut := [at for at in (text.find(each) for each in stop) if at >= 0]:
-                        text, finish_reason = text[: min(cut)], "stop"
-                        break
-            else:
-                text = self._text(drawn)
-        return Generation(
-            text=text.rstrip(_CUT_CHARACTER) if finish_reason == "length" else text,
-            prompt_tokens=len(tokens),
-            completion_tokens=len(drawn),
-            finish_reason="stop" if finish_reason == "stop" else "length",
+        self._runtime.submit(
+            TokenRequest(
+                number=number,
+                tokens=tokens,
+                max_tokens=min(options["max_tokens"], room),
+                temperature=options["temperature"],
+                top_p=options["top_p"],
+                seed=options["seed"],
+                logprobs=options["logprobs"],
+                schema=options["schema"],
+                adapter=adapter,
+                share=options["share"],
+            )
         )
+        text = self._text.stream(
+            stop=options["stop"],
+            ends=self._runtime.ends,
+            logprobs=options["logprobs"] is not None,
+        )
+        self._answers[number] = _Answer(text, len(tokens))
+        return []
 
-    @contextmanager
-    def with_adapter(self, adapter: Adapter, name: str) -> Iterator[None]:
-        """Answer with low-rank matrices in place: y = W x + b + scale · B A x (W1).
+    def _adapter(self, digest: str, data: bytes | None) -> Adapter | None:
+        if (known := self._adapters.get(digest)) is not None:
+            self._adapters.move_to_end(digest)
+            return known
+        if data is None:
+            return None
+        self._adapters[digest] = adapter = Adapter.from_bytes(data)
+        if len(self._adapters) > ADAPTERS_KEPT:
+            self._adapters.popitem(last=False)
+        return adapter
 
-        Nothing of the model is changed: the product is added to what a projection gives.
+    def step(self) -> list[Event]:
+        """Let the model take a step."""
+        events: list[Event] = []
+        for emitted in self._runtime.step():
+            answer = self._answers.get(emitted.number)
+            if answer is not None:  # else its stop string came earlier in this very step
+                events += self._told(answer, emitted)
+        return events
 
-        Raises:
-            ModelError: the adapter was trained on another base, or has no place in this one.
-        """
-        if adapter.base != self.base.digest:
-            raise ModelError(
-                f"the adapter of {name} was trained on the base {adapter.base[:12]}…, "
-                f"and {self.base.name} is {self.base.digest[:12]}…"
-            )
-        if adapter.labels or adapter.shape.method not in {"lora", "rslora"}:
-            raise ModelError(f"the adapter of {name} is not one of a language model")
-        # Found first, so that a refusal leaves nothing behind.
-        places = [(self._projection(slot.name, name), slot.name) for slot in adapter.shape.slots]
-        handles = []
+    def _told(self, answer: _Answer, emitted: Emitted) -> list[Event]:
+        number, events = emitted.number, []
+        answer.given += 1
+        answer.cached += emitted.cached_tokens
+        if (piece := answer.text.feed(emitted)) is not None:
+            events.append(_as_event(number, piece))
+        reason = emitted.finish
+        if answer.text.stopped:
+            self._runtime.cancel(number)
+            reason = "stop"
+        if reason is not None:
+            if (rest := answer.text.finish()) is not None:
+                events.append(_as_event(number, rest))
+            ended = Finished(reason, answer.prompt_tokens, answer.given, answer.cached)
+            events.append([number, "end", asdict(ended)])
+            del self._answers[number]
+        return events
+
+    @property
+    def load(self) -> dict[str, int]:
+        """How busy the model is."""
+        return asdict(self._runtime.load)
+
+
+def _as_event(number: int, piece: Piece) -> Event:
+    return [number, "piece", piece.text, [asdict(each) for each in piece.logprobs]]
+
+
+def _onnx(base: BaseModel, settings: Mapping[str, Any]) -> TokenRuntime:
+    from coordinator.inference.onnx_runtime import OnnxSettings, open_onnx_runtime
+
+    return open_onnx_runtime(
+        base,
+        Path(settings["models"]),
+        OnnxSettings(
+            precision=settings["precision"],
+            threads=settings["threads"],
+            slots=settings["slots"],
+            kv_bytes=settings["kv_bytes"],
+        ),
+    )
+
+
+OpenRuntime = Callable[[BaseModel, Mapping[str, Any]], TokenRuntime]
+
+RUNTIMES: Final[Mapping[str, OpenRuntime]] = {"onnx": _onnx}
+"""What can run a model, by the name that an engine's settings give it."""
+
+
+def run(line: Line, text: TextModel, runtime: TokenRuntime) -> None:
+    """Answer until the line is closed (W2)."""
+    worker = EngineWorker(text, runtime)
+    while True:
+        events: list[Event] = []
         try:
-            for projection, slot in places:
-                a, b = adapter.tensors[f"{slot}.lora_a"], adapter.tensors[f"{slot}.lora_b"]
-                if (b.shape[0], a.shape[1]) != tuple(projection.weight.shape):
-                    raise ModelError(f"the adapter of {name} has another shape at {slot}")
-                down = self.torch.from_numpy(a.T.copy())
-                up = self.torch.from_numpy(adapter.shape.scale * b.T)
-                handles.append(projection.register_forward_hook(_adding(down, up)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _projection(self, slot: str, adapter: str) -> Any:
-        layer, place = place_of(slot)
-        try:
-            attention = self._model.model.layers[layer].self_attn
-            return getattr(attention, _PLACES[place])
-        except (AttributeError, IndexError, KeyError) as err:
-            raise ModelError(
-                f"the adapter of {adapter} has no place in {self.base.name}: there is no {slot}"
-            ) from err
-
-    def _choose(self, logits: Any, temperature: float, top_p: float, generator: Any) -> int:
-        torch = self.torch
-        if temperature == 0.0:
-            return int(logits.argmax())
-        # Shifted before scaling: a tiny temperature would overflow, and infinity is no probability.
-        shifted = (logits.double() - logits.max()) / temperature
-        ordered, tokens = torch.softmax(shifted, dim=0).sort(descending=True)
-        # Kept while what lies before has not reached the sum: always at least the first.
-        kept = ordered.cumsum(0) - ordered < top_p
-        place = torch.multinomial(ordered * kept, 1, generator=generator)
-        return int(tokens[place])
-
-    def _text(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+            heard: Sequence[Any] = line.heard(wait_s=BEAT_S if worker.is_idle else 0.0)
+        except EOFError:
+            return
+        for message in heard:
+            events += worker.hear(message)
+        if not worker.is_idle:
+            events += worker.step()
+        line.tell({"events": events, "load": worker.load})
 
 
-def _adding(down: Any, up: Any) -> Any:
-    def hook(_module: Any, inputs: tuple[Any, ...], output: Any) -> Any:
-        return output + inputs[0] @ down @ up
-
-    return hook
-
-
-@lru_cache(maxsize=1)
-def _model(name_or_path: str, threads: int) -> ChatModel:
-    return ChatModel(find_base_model(name_or_path), threads=threads)
-
-
-def _load(model: str, threads: int) -> dict[str, Any]:
-    loaded = _model(model, threads)
-    return {"base": loaded.base.digest, "context_tokens": loaded.context_tokens}
-
-
-def _generate(
-    model: str,
-    threads: int,
-    base: Digest,
-    adapter: dict[str, Any] | None,
-    prompt: str | list[dict[str, str]],
-    **options: Any,
-) -> dict[str, Any]:
-    loaded = _model(model, threads)
-    if loaded.base.digest != base:
-        raise ModelError(f"the weights of {model} were exchanged: start the coordinator again")
-    if adapter is None:
-        return asdict(loaded.generate(prompt, **options))
-    with loaded.with_adapter(Adapter.from_bytes(adapter["data"]), adapter["name"]):
-        return asdict(loaded.generate(prompt, **options))
-
-
-if __name__ == "__main__":
+def main(runtimes: Mapping[str, OpenRuntime] = RUNTIMES) -> None:
+    """Load what the first message names, then answer."""
+    line = Line()
     # Read when torch is loaded. Threads that spin while they wait for each other take six times
     # as long as soon as another process wants the cores (measured on two).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    serve({"load": _load, "generate": _generate})
+    settings: Mapping[str, Any] = {}
+    try:
+        while not settings:
+            for message in line.heard(wait_s=BEAT_S):
+                settings = message
+    except EOFError:
+        return
+    try:
+        base = find_base_model(settings["model"])
+        text = TextModel(base.folder)
+        runtime = runtimes[settings["runtime"]](base, settings)
+    except LlmOsError as err:
+        line.tell({"failed": str(err)})
+        return
+    line.tell(
+        {
+            "ready": {
+                "base": base.digest,
+                "context_tokens": runtime.context_tokens,
+                "lacks": sorted(runtime.lacks),
+            },
+            "load": asdict(runtime.load),
+        }
+    )
+    run(line, text, runtime)
+
+
+if __name__ == "__main__":
+    main()

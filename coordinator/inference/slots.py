@@ -96,6 +96,7 @@ class SlotRuntime:
         self._pace = 0.0
         self._counts = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0}
         self.context_tokens = model.context_tokens
+        self.ends = model.ends
         self.lacks: frozenset[str] = frozenset() if follow is not None else frozenset({"schema"})
 
     @property

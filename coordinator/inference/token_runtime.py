@@ -66,6 +66,8 @@ class TokenRuntime(Protocol):
 
     context_tokens: int
     """Prompt and answer together."""
+    ends: tuple[int, ...]
+    """Tokens that end a turn."""
     lacks: frozenset[str]
     """Fields of ``GenerationRequest`` that it cannot serve."""
 

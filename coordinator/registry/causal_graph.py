@@ -39,6 +39,9 @@ GRAPH: Final = "model.onnx"
 _FORMAT: Final = 1
 """Counts changes of what :func:`causal_graph` makes, so that older graphs are made anew."""
 
+_HEAD_STEP: Final = 16
+"""ONNX Runtime's grouped attention refuses other widths, when it is run."""
+
 _RECIPE: Final = "graph.json"
 _OPTIONS: Final[Mapping[Precision, str]] = {
     "fp32": "prune_lm_head=true",
@@ -105,6 +108,11 @@ def causal_graph(base: BaseModel, models_folder: Path, precision: Precision) -> 
     with appearing_folder(folder) as new:
         _export(base, new, precision)
         facts = _facts(base, new)
+        if facts["head_size"] % _HEAD_STEP:
+            raise ModelError(
+                f"the heads of {base.name} are {facts['head_size']} wide; the graph's attention takes "
+                f"multiples of {_HEAD_STEP}: this model is served by the engine 'transformers'"
+            )
         _add_places(new / GRAPH, facts)
         recipe = {"format": _FORMAT, "base": base.digest, "facts": facts}
         (new / _RECIPE).write_text(json.dumps(recipe), encoding="utf-8")

@@ -54,7 +54,7 @@ class Size:
 
 SIZES: Final[dict[SizeName, Size]] = {
     "small": Size(128, 384, 4, 2, 1536, 16, 55.0, matrix_rate=0.03, other_rate=5e-3),
-    "smaller": Size(96, 256, 4, 1, 1536, 16, 22.0, matrix_rate=0.03, other_rate=6e-3),
+    "smaller": Size(96, 256, 2, 1, 1536, 16, 22.0, matrix_rate=0.03, other_rate=6e-3),
 }
 
 CONTEXT: Final = 1024
@@ -253,7 +253,7 @@ def make_tiny(
 
 def _answers(folder: Path, pairs: Sequence[Pair], threads: int) -> tuple[float, float]:
     """Likeness and exactness of the answers that the coordinator would give with this folder."""
-    from coordinator.inference.engine_worker import ChatModel
+    from coordinator.inference.chat_model import ChatModel
 
     model = ChatModel(find_base_model(str(folder)), threads=threads)
     likeness = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import os
 import tempfile
 from enum import StrEnum
 from pathlib import Path
@@ -114,6 +115,84 @@ def measure_robustness(
         _show_robustness(result)
     if not all(bar["holds"] for bar in result["bars"]):
         raise typer.Exit(1)
+
+
+class Device(StrEnum):
+    """Where a language model is computed."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Shape(StrEnum):
+    """Builds with random weights."""
+
+    SMALL = "qwen2-53m"
+    MIDDLE = "qwen2-1.5b"
+    LARGE = "llama-8b"
+
+
+@bench.command("serving")
+def measure_serving(
+    shape: Annotated[Shape, typer.Option(help="Build of the model; weights are random.")] = (
+        Shape.SMALL
+    ),
+    concurrency: Annotated[str, typer.Option(help="Requests at once, with commas.")] = "1,4,16",
+    precision: Annotated[
+        str, typer.Option(help="Of our engine's weights on the processor, with commas.")
+    ] = "fp32,int4",
+    device: Annotated[Device, typer.Option(help="Where it is computed.")] = Device.CPU,
+    threads: Annotated[int, typer.Option(min=0, help="Arithmetic threads; 0: every core.")] = 0,
+    turns: Annotated[int, typer.Option(min=1, help="How often each way is measured.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights and requests.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Our engine against generate, a static batch, and transformers' continuous batching.
+
+    Ends with exit code 1 when a promised figure was not reached.
+    """
+    from shared.logs import silence_logs
+    from sim.bench.serving import bench_serving
+
+    silence_logs()
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+        result = bench_serving(
+            shape.value,
+            concurrency=_numbers("--concurrency", concurrency),
+            precisions=[part.strip() for part in precision.split(",")],
+            device=device.value,
+            threads=threads or os.cpu_count() or 1,
+            turns=turns,
+            seed=seed,
+            progress=status.update,
+        )
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        _show_serving(result)
+    if not all(bar["holds"] for bar in result["bars"]):
+        raise typer.Exit(1)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise ConfigError([f"{option}: {text!r} is not a list of numbers"], source="options")
+    return found
+
+
+def _show_serving(result: dict[str, Any]) -> None:
+    table = Table("way", "at once", "tokens/s", "first token, p50 / p99 in s")
+    for row in result["rows"]:
+        first = row.get("first_token_s")
+        told = f"{first['p50']:.3f} / {first['p99']:.3f}" if first else "-"
+        table.add_row(row["way"], str(row["concurrency"]), f"{row['tokens_per_s']:.1f}", told)
+    Console().print(table)
+    _show_bars(result)
 
 
 def _english_tickets(folder: Path) -> Path:

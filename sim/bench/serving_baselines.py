@@ -203,9 +203,24 @@ def _continuous(
     return {"seconds": seconds, "tokens": [given[number] for number in range(len(prompts))]}
 
 
+def _bandwidth(model: dict[str, Any]) -> float:
+    """Bytes per second that the device reads and writes while it copies a gibibyte, 20 times."""
+    torch: Any = require("torch", extra="llm")
+    source = torch.empty(2**30, dtype=torch.uint8, device=model["device"])
+    target = torch.empty_like(source)
+    target.copy_(source)
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(20):
+        target.copy_(source)
+    torch.cuda.synchronize()
+    return float(20 * 2 * source.numel() / (time.perf_counter() - began))
+
+
 if __name__ == "__main__":
     serve(
         {
+            "bandwidth": _bandwidth,
             "make": _make,
             "one by one": _one_by_one,
             "static batch": _static_batch,
