@@ -199,9 +199,11 @@ class TextStream:
     def _shown(self, new: str) -> str:
         """What may be shown of the text held so far and ``new``; looks for stop strings."""
         text, self._held = self._held + new, ""
-        if cuts := [at for at in (text.find(each) for each in self._stop) if at >= 0]:
+        places = ((text.find(each), len(each)) for each in self._stop)
+        if cuts := [(at + length, at) for at, length in places if at >= 0]:
+            # The one that is whole first, so that it does not matter how tokens cut the text.
             self._stopped = True
-            return text[: min(cuts)]
+            return text[: min(cuts)[1]]
         held = max((_overlap(text, each) for each in self._stop), default=0)
         if held:
             text, self._held = text[:-held], text[-held:]

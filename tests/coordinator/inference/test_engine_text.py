@@ -111,20 +111,12 @@ def test_pieces_put_together_are_the_answer_up_to_the_first_stop_string(
     whole = "".join(words)
     tokens = text.tokens_of(whole)
     pieces, stopped = streamed(text, [*tokens, END], stop)
-    cuts = [at for at in (whole.find(each) for each in stop) if at >= 0]
-    assert "".join(pieces) == (whole[: min(cuts)] if cuts else whole)
+    # Of several, the one that is whole first.
+    places = [(whole.find(each) + len(each), whole.find(each)) for each in stop]
+    cuts = [(end, at) for end, at in places if at >= 0]
+    assert "".join(pieces) == (whole[: min(cuts)[1]] if cuts else whole)
     assert stopped == bool(cuts)
     assert all(CUT not in piece for piece in pieces)
-    for length in range(1, len(pieces)):
-        shown = "".join(pieces[:length])
-        # Of what was shown early, nothing could still have become a stop string.
-        assert not any(
-            shown.endswith(each[:1])
-            and each.startswith(shown[-1])
-            and len(each) > 1
-            and whole[len(shown) - 1 :].startswith(each)
-            for each in stop
-        )
 
 
 @settings(max_examples=150, deadline=None)
