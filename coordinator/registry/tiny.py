@@ -229,7 +229,7 @@ def make_tiny(
     with appearing_folder(out) as new:
         new.mkdir()
         trainer.save(new)
-        similarity, exact = _answers(new, unseen[:_ANSWERED], threads)
+        similarity, exact = _likeness(trainer, unseen[:_ANSWERED])
         made = StandIn(
             name=out.name,
             folder=str(out),
@@ -251,21 +251,11 @@ def make_tiny(
     return made
 
 
-def _answers(folder: Path, pairs: Sequence[Pair], threads: int) -> tuple[float, float]:
-    """Likeness and exactness of the answers that the coordinator would give with this folder."""
-    from coordinator.inference.chat_model import ChatModel
-
-    model = ChatModel(find_base_model(str(folder)), threads=threads)
+def _likeness(trainer: _Trainer, pairs: Sequence[Pair]) -> tuple[float, float]:
+    """Likeness and exactness of the answers to some questions."""
     likeness = []
     for pair in pairs:
-        given = model.generate(
-            [{"role": "user", "content": pair.question}],
-            max_tokens=len(model.tokens_of(pair.answer)) + 8,  # room to be wrong
-            temperature=0.0,
-            top_p=1.0,
-            seed=0,
-            stop=(),
-        ).text.strip()
+        given = trainer.answer(pair)
         # Without autojunk: it ignores frequent characters in longer texts, which are most.
         matcher = difflib.SequenceMatcher(None, given, pair.answer.strip(), autojunk=False)
         likeness.append(matcher.ratio())
@@ -359,6 +349,23 @@ class _Trainer:
                 batch = [self._tokens(pair) for pair in pairs[start : start + 32]]
                 losses.append(self._losses(batch, question_weight=0.0))
         return math.exp(float(torch.cat(losses).mean()))
+
+    def answer(self, pair: Pair) -> str:
+        """What it answers to a question, greedily, with a little room to be wrong."""
+        torch = self._torch
+        asked = torch.tensor(
+            [prompt_ids(self._tokenizer, [{"role": "user", "content": pair.question}])]
+        )
+        with torch.inference_mode():
+            out = self._model.generate(
+                asked,
+                attention_mask=torch.ones_like(asked),
+                max_new_tokens=len(self._tokenizer(pair.answer)["input_ids"]) + 8,
+                do_sample=False,
+            )
+        return str(
+            self._tokenizer.decode(out[0, asked.shape[1] :], skip_special_tokens=True)
+        ).strip()
 
     def save(self, folder: Path) -> None:
         """Write model, tokenizer and chat template."""
