@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from coordinator.broker.embedded import EmbeddedBroker
@@ -21,6 +22,10 @@ os.environ.update(
     DO_NOT_TRACK="1",
 )
 
+# How long an example takes says something of the machine, and nothing of what is tested.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
+
 REQUIRED_IN_CI = ("broker", "model", "processes", "browser")
 """A test with one of these marks must run, not be skipped, where LLMOS_REQUIRE_ALL=1."""
 
@@ -29,14 +34,40 @@ ONLY_WHEN_ASKED_FOR = "hostile"
 """Tests with this mark run with ``-m hostile`` alone: a small one of the kind always runs."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what runs only when it is asked for."""
+    """Leave out what runs only when it is asked for; divide the rest among workers."""
+    if getattr(config.option, "loadgroup", False):
+        _divide(items)
     if ONLY_WHEN_ASKED_FOR in str(config.option.markexpr):
         return
     left_out = [item for item in items if item.get_closest_marker(ONLY_WHEN_ASKED_FOR)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def _divide(items: list[pytest.Item]) -> None:
+    """Keep a module's tests with one worker, and all that start fleets with one, which begins.
+
+    So no two fleets run at a time, and what these tests share is made once.
+    """
+
+    def module(item: pytest.Item) -> str:
+        return item.nodeid.partition("::")[0]
+
+    fleets = {module(item) for item in items if _starts_a_fleet(item)}
+    for item in items:
+        group = "fleets" if module(item) in fleets else module(item)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: module(item) not in fleets)
+
+
+def _starts_a_fleet(item: pytest.Item) -> bool:
+    marks = {mark.name for mark in item.iter_markers()}
+    return marks >= {"model", "processes"} or bool(
+        {"watched", "simulated_twice"} & set(getattr(item, "fixturenames", ()))
+    )
 
 
 def _everything_must_run() -> bool:
