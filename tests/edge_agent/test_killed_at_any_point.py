@@ -129,7 +129,7 @@ def test_a_device_killed_before_each_of_its_file_operations(tmp_path: Path, nois
     lives_undisturbed(tmp_path, noise)
 
 
-@pytest.mark.timeout(1200)  # half a minute where nothing else runs
+@pytest.mark.timeout(1800)  # half a minute where nothing else runs
 @pytest.mark.parametrize("noise", NOISES)
 def test_a_device_killed_a_hundred_times_at_random_moments(tmp_path: Path, noise: str) -> None:
     rng = random.Random(5)

@@ -43,7 +43,7 @@ def engine(folder: Path) -> Iterator[TransformersEngine]:
 
 
 def ready(engine: TransformersEngine) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while engine.card.state is EngineState.LOADING and time.monotonic() < deadline:
         time.sleep(0.05)
     assert engine.card.state is EngineState.READY, engine.card.reason
@@ -124,7 +124,7 @@ def test_a_process_that_dies_costs_its_request_only(folder: Path) -> None:
     assert engine.pid is not None
     expected = engine.generate(asked())
     os.kill(engine.pid, signal.SIGKILL)
-    deadline, answer = time.monotonic() + 60, None
+    deadline, answer = time.monotonic() + 240, None
     while answer is None and time.monotonic() < deadline:
         try:
             answer = engine.generate(asked())
