@@ -27,7 +27,7 @@ demo: setup broker  ## the whole story on this machine
 	@$(BIN)/llmos demo $(ARGS)
 
 test: setup-dev broker  ## install what is needed and run every test
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder $(ARGS)
 
 lint: setup-dev  ## format, lint, types and import contracts; changes nothing
 	@$(BIN)/ruff format --check .

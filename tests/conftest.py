@@ -34,11 +34,21 @@ ONLY_WHEN_ASKED_FOR = "hostile"
 """Tests with this mark run with ``-m hostile`` alone: a small one of the kind always runs."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
+FLEETS = (
+    "tests/sim/test_commands.py",
+    "tests/sim/test_demo.py",
+    "tests/sim/test_fleet_processes.py",
+    "tests/sim/test_simulation.py",
+    "tests/test_hostile_bytes.py",
+    "tests/test_nobody_reads_an_update.py",
+)
+"""Modules that start whole fleets, or look at the one story that is told for all of them."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what runs only when it is asked for; divide the rest among workers."""
-    if getattr(config.option, "loadgroup", False):
-        _divide(items)
+    """Begin with fleets where workers share the tests; leave out what runs only when asked for."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: _work_unit(item.nodeid) != "fleets")
     if ONLY_WHEN_ASKED_FOR in str(config.option.markexpr):
         return
     left_out = [item for item in items if item.get_closest_marker(ONLY_WHEN_ASKED_FOR)]
@@ -47,27 +57,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
 
 
-def _divide(items: list[pytest.Item]) -> None:
-    """Keep a module's tests with one worker, and all that start fleets with one, which begins.
+def _work_unit(nodeid: str) -> str:
+    module = nodeid.partition("::")[0]
+    return "fleets" if module in FLEETS else module
 
-    So no two fleets run at a time, and what these tests share is made once.
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep a module's tests with one worker, and those of fleets, so that no two run at a time.
+
+    Not xdist's own groups: its version 3.8 finds none under pytest 9.2.
     """
+    from xdist.scheduler import LoadScopeScheduling
 
-    def module(item: pytest.Item) -> str:
-        return item.nodeid.partition("::")[0]
+    class ByModule(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return _work_unit(nodeid)
 
-    fleets = {module(item) for item in items if _starts_a_fleet(item)}
-    for item in items:
-        group = "fleets" if module(item) in fleets else module(item)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: module(item) not in fleets)
-
-
-def _starts_a_fleet(item: pytest.Item) -> bool:
-    marks = {mark.name for mark in item.iter_markers()}
-    return marks >= {"model", "processes"} or bool(
-        {"watched", "simulated_twice"} & set(getattr(item, "fixturenames", ()))
-    )
+    return ByModule(config, log)
 
 
 def _everything_must_run() -> bool:
