@@ -5,6 +5,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# Tests in as many processes; more than two starve the fleets that some of them start.
+WORKERS ?= 2
 VENV = .venv
 BIN = $(VENV)/bin
 # Progress bars for a person, silence for a log.
@@ -25,7 +27,7 @@ demo: setup broker  ## the whole story on this machine
 	@$(BIN)/llmos demo $(ARGS)
 
 test: setup-dev broker  ## install what is needed and run every test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder $(ARGS)
 
 lint: setup-dev  ## format, lint, types and import contracts; changes nothing
 	@$(BIN)/ruff format --check .

@@ -3,8 +3,8 @@
 X1  after :meth:`ExampleStore.add` returns, the examples survive power loss
 X2  an import is taken whole or not at all, and the same example is kept once
 X3  a store keeps its identifier for life; the privacy budget is charged to it
-X4  a store remembers how many charges it has borne, so that a copy of it beside an
-    empty ledger, or beside one that lost its end, is known for what it is
+X4  a store remembers how many charges it has borne, so that a copy of it beside an empty
+    or another store's ledger, or beside one that lost its end, is known for what it is
 """
 
 from __future__ import annotations
@@ -132,12 +132,12 @@ class ExampleStore:
 
     @property
     def charges(self) -> int:
-        """How many charges the ledger beside this store has at least (X4)."""
+        """How many charges of this store the ledger beside it has at least (X4)."""
         with self._connection() as connection:
             return int(connection.execute("SELECT charges FROM store").fetchone()[0])
 
     def note_charges(self, count: int) -> None:
-        """Remember that the ledger has ``count`` charges by now; never fewer than before.
+        """Remember that the ledger has ``count`` charges of it by now; never fewer than before.
 
         Raises:
             StorageError: the disk refused; the store is as it was.

@@ -167,12 +167,17 @@ def check_charged(store: ExampleStore, ledger: Ledger) -> None:
     Raises:
         LedgerDamaged: with both numbers and what to do.
     """
-    borne, known = store.charges, len(ledger.charges())
+    borne, known = store.charges, _charges_of(store, ledger)
     if known < borne:
         raise LedgerDamaged(
             f"these examples were charged {borne} times and the ledger beside them knows {known}: "
             "restore ledger.jsonl, or bring it along from where the examples were copied"
         )
+
+
+def _charges_of(store: ExampleStore, ledger: Ledger) -> int:
+    """How many of the ledger's charges this store bore: others' do not speak for it."""
+    return sum(charge.store == store.store_id for charge in ledger.charges())
 
 
 def participate(invited: Invited, home: Home, owner: Owner, trainer: Trainer) -> bytes:
@@ -209,7 +214,7 @@ def participate(invited: Invited, home: Home, owner: Owner, trainer: Trainer) ->
     if plan.count_facts() and all(charge.run != plan.run for charge in ledger.charges()):
         seeds.obtain(plan.run_id, _COUNT_ROUND, _draw(owner, plan, _COUNT_ROUND))
     _charge(ledger, plan, round_, store.store_id)
-    store.note_charges(len(ledger.charges()))
+    store.note_charges(_charges_of(store, ledger))
     training, held_out = plan.job.training, plan.job.evaluation.share
     if plan.distributed:
         # Every device weighs the same: nothing needs to be told of how many examples it has.

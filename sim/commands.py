@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from shared.files import disk_errors
+from sim.interrupts import ended_by_signals
 
 if TYPE_CHECKING:
     from sim.fleet_processes import FleetProcesses
@@ -264,16 +264,10 @@ def _writable(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM end this like Ctrl-C, so that everything that was started is ended."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted: every process was ended, no report was written\n")
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    """Let Ctrl-C and SIGTERM end this and everything that it started, and say so."""
+    with ended_by_signals():
+        try:
+            yield
+        except KeyboardInterrupt:
+            sys.stderr.write("\ninterrupted: every process was ended, no report was written\n")
+            raise

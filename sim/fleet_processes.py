@@ -230,7 +230,7 @@ class FleetProcesses:
         """
         process = self._processes.pop(COORDINATOR)
         process.send_signal(signal.SIGTERM)
-        process.wait(STOP_S)
+        process.wait(START_S)
         self._commands[COORDINATOR] = [*self._commands[COORDINATOR], *options]
         self._start(COORDINATOR, self._commands[COORDINATOR])
         self._learn_where()

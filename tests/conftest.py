@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from coordinator.broker.embedded import EmbeddedBroker
@@ -21,6 +22,10 @@ os.environ.update(
     DO_NOT_TRACK="1",
 )
 
+# How long an example takes says something of the machine, and nothing of what is tested.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
+
 REQUIRED_IN_CI = ("broker", "model", "processes", "browser")
 """A test with one of these marks must run, not be skipped, where LLMOS_REQUIRE_ALL=1."""
 
@@ -29,14 +34,47 @@ ONLY_WHEN_ASKED_FOR = "hostile"
 """Tests with this mark run with ``-m hostile`` alone: a small one of the kind always runs."""
 
 
+FLEETS = (
+    "tests/sim/test_commands.py",
+    "tests/sim/test_demo.py",
+    "tests/sim/test_fleet_processes.py",
+    "tests/sim/test_simulation.py",
+    "tests/test_hostile_bytes.py",
+    "tests/test_nobody_reads_an_update.py",
+)
+"""Modules that start whole fleets, or look at the one story that is told for all of them."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what runs only when it is asked for."""
+    """Begin with fleets where workers share the tests; leave out what runs only when asked for."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: _work_unit(item.nodeid) != "fleets")
     if ONLY_WHEN_ASKED_FOR in str(config.option.markexpr):
         return
     left_out = [item for item in items if item.get_closest_marker(ONLY_WHEN_ASKED_FOR)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def _work_unit(nodeid: str) -> str:
+    module = nodeid.partition("::")[0]
+    return "fleets" if module in FLEETS else module
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep a module's tests with one worker, and those of fleets, so that no two run at a time.
+
+    Not xdist's own groups: its version 3.8 finds none under pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return _work_unit(nodeid)
+
+    return ByModule(config, log)
 
 
 def _everything_must_run() -> bool:

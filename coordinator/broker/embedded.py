@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 ROOT: Final = Path(__file__).parents[2]
 """The folder that holds our packages: the checkout, or site-packages."""
 
-START_S: Final = 5.0
+START_S: Final = 30.0
+"""Longest wait for a broker to answer, on a machine with much else to do."""
 STOP_S: Final = 3.0
 PORT_ATTEMPTS: Final = 3
 """A free port may be taken by somebody else between finding and using it."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.data_files import Example
+from shared.errors import DataError
 from shared.models.adapter import FEATURE_SCALE, Adapter
 from shared.models.classification import positions
 from shared.types import FloatMatrix, FloatVector
@@ -23,6 +24,8 @@ from sim.population import Population
 FloatArray = NDArray[np.float64]
 
 _WORDS: Final = 5
+_ATTEMPTS: Final = 10
+"""Draws for each canary before there is nothing new to be found."""
 _RIDGE: Final = 0.3
 """Share of the mean canary's strength that is added to the diagonal: unlike texts' gradients
 still overlap, and what cannot be told apart is not guessed apart."""
@@ -44,6 +47,9 @@ def draw_canaries(population: Population, count: int, *, seed: int) -> Canaries:
         population: Whose words and labels are used.
         count: m, how many.
         seed: Draws texts, labels and coins.
+
+    Raises:
+        DataError: there are too few words for so many different texts.
     """
     rng = np.random.default_rng([seed, 0xCA9A])
     examples = [example for part in population.devices.values() for example in part]
@@ -51,12 +57,16 @@ def draw_canaries(population: Population, count: int, *, seed: int) -> Canaries:
     labels = sorted({example.label for example in examples})
     known = {example.text for example in examples}
     made: list[Example] = []
-    while len(made) < count:
+    for _ in range(_ATTEMPTS * count):
+        if len(made) == count:
+            break
         text = " ".join(words[index] for index in rng.integers(0, len(words), _WORDS))
         label = labels[int(rng.integers(0, len(labels)))]
         if text not in known:
             known.add(text)
             made.append(Example(text, label, examples[0].group))
+    if len(made) < count:
+        raise DataError(f"{len(words)} different words make too few texts for {count} canaries")
     return Canaries(made, rng.random(count) < 0.5)
 
 

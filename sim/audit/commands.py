@@ -11,12 +11,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from sim.interrupts import ended_by_signals
+
 audit = typer.Typer(help="Audits that can fail a release.", no_args_is_help=True)
 
 
 @audit.callback()
-def about() -> None:
+def about(context: typer.Context) -> None:
     """Audits: each ends with exit code 1 when it found what it looked for."""
+    context.with_resource(ended_by_signals())
 
 
 @audit.command("leak")

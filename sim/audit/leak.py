@@ -166,7 +166,7 @@ def _examined(
         clip_norm=plan.clip_norm,
     )
     proved, guesses, right = best_bound(scores, canaries, plan.job.privacy.delta)
-    membership, advantage = _membership(
+    membership, advantage = membership_bound(
         losses(adapters[-1], of_canaries, [example.label for example in canaries.examples]),
         canaries,
         plan.job.privacy.delta,
@@ -222,7 +222,7 @@ def best_bound(scores: FloatVector, canaries: Canaries, delta: float) -> tuple[f
     return best
 
 
-def _membership(
+def membership_bound(
     lost: FloatVector, canaries: Canaries, delta: float, seed: int
 ) -> tuple[float, float]:
     """ε and advantage of a threshold on the loss, chosen on one half and tried on the other."""
@@ -232,7 +232,11 @@ def _membership(
     def rates(threshold: float, rows: np.ndarray) -> tuple[float, float]:
         below = lost[rows] <= threshold
         planted = canaries.planted[rows]
-        return float(below[planted].mean()), float(below[~planted].mean())
+        # Of a handful of canaries all coins may have fallen alike: then nothing is found.
+        found, accused = (
+            float(part.mean()) if part.size else 0.0 for part in (below[planted], below[~planted])
+        )
+        return found, accused
 
     threshold = max(
         (float(lost[row]) for row in chosen),

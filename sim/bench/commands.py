@@ -15,13 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from shared.errors import ConfigError
+from sim.interrupts import ended_by_signals
 
 bench = typer.Typer(help="Measurements, as a table or JSON.", no_args_is_help=True)
 
 
 @bench.callback()
-def about() -> None:
+def about(context: typer.Context) -> None:
     """Measurements: ratios taken in one run on this machine."""
+    context.with_resource(ended_by_signals())
 
 
 @bench.command("edge")

@@ -35,7 +35,7 @@ class Up:
         self.ready: dict[str, Any] = json.loads((home / "ready.json").read_text())
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.ready["url"] + path, trust_env=False, timeout=5)
+        return httpx.get(self.ready["url"] + path, trust_env=False, timeout=60)
 
     @property
     def children(self) -> list[Process]:
@@ -82,7 +82,7 @@ def test_it_answers_as_soon_as_it_says_that_it_is_ready(tmp_path: Path) -> None:
             assert stat.S_IMODE((up.home / secret).stat().st_mode) == 0o600
         assert up.ready["pid"] == up.process.pid
         second = subprocess.run(
-            command(up.home), cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+            command(up.home), cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
         )
         assert second.returncode == 1
         assert "another process works in" in second.stderr
@@ -109,7 +109,7 @@ def test_a_broker_that_dies_is_started_again_on_the_same_port(tmp_path: Path) ->
         (broker,) = [child for child in up.children if "mosquitto" in child.command]
         os.kill(broker.pid, signal.SIGKILL)
         assert eventually(lambda: not up.get("/readyz").json()["ready"])
-        assert eventually(lambda: bool(up.get("/readyz").json()["ready"]), within_s=20)
+        assert eventually(lambda: bool(up.get("/readyz").json()["ready"]), within_s=60)
         (again,) = [child for child in up.children if "mosquitto" in child.command]
         assert again.pid != broker.pid
 
@@ -144,7 +144,7 @@ def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=120,
         )
         assert answer.returncode == 1
         assert f"--port: {port} is taken" in answer.stderr

@@ -647,13 +647,13 @@ def test_a_device_that_died_in_training_repeats_the_same_update_when_invited_ane
 
     def train_for_ever() -> None:
         in_training.set()
-        dead.wait(10)
+        dead.wait(120)
 
     trainer = SeededTrainer(before=train_for_ever)
     world = start(trainer=trainer)
     invite(world)
     world.run_for(1.0)
-    assert in_training.wait(10)
+    assert in_training.wait(120)
     world.close()
     assert (len(world.charges), world.waiting) == (1, [])
     dead.set()

@@ -173,6 +173,36 @@ def test_a_ledger_that_lacks_what_the_examples_bore_releases_nothing(
     participate(invited(round_=3), home, EASY_GOING, SeededTrainer())
 
 
+def test_another_store_s_charges_do_not_speak_for_copied_examples(
+    home: Home, tmp_path: Path
+) -> None:
+    """The copy would begin anew: its own charges are in the ledger that was left behind."""
+    other = Home(tmp_path / "other")
+    other.folder.mkdir()
+    ExampleStore(other.examples).add(EXAMPLES)
+    for round_ in (1, 2):
+        participate(invited(round_=round_), home, EASY_GOING, SeededTrainer())
+        participate(invited(round_=round_), other, EASY_GOING, SeededTrainer())
+    other.examples.unlink()
+    with sqlite3.connect(home.examples) as source, sqlite3.connect(other.examples) as target:
+        source.backup(target)
+    trainer = SeededTrainer()
+    with pytest.raises(LedgerDamaged, match="charged 2 times and the ledger beside them knows 0"):
+        participate(invited(round_=3), other, EASY_GOING, trainer)
+    assert trainer.requests == []
+
+
+def test_examples_that_were_imported_anew_begin_beside_an_old_ledger(home: Home) -> None:
+    """What the ledger knows of the store that went still counts against the budget."""
+    participate(invited(round_=1), home, EASY_GOING, SeededTrainer())
+    home.examples.unlink()
+    ExampleStore(home.examples).add(EXAMPLES)
+    for round_ in (2, 3):
+        participate(invited(round_=round_), home, EASY_GOING, SeededTrainer())
+    assert ExampleStore(home.examples).charges == 2
+    assert len(Ledger(home.ledger).charges()) == 3
+
+
 # P2: the same after a crash
 
 

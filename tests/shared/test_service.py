@@ -103,7 +103,7 @@ def test_a_signal_ends_a_process_in_order(tmp_path: Path, number: signal.Signals
     assert eventually((tmp_path / "at-work").exists)
     assert (tmp_path / "ready.json").exists()
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert (tmp_path / "closed").read_text() == "in order"
     assert not (tmp_path / "ready.json").exists()
     assert process.returncode == 0

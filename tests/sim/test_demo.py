@@ -164,5 +164,5 @@ def test_a_second_demonstration_replaces_the_first(tmp_path: Path) -> None:
     with demonstration(tmp_path) as (demo, _):
         wait_for(lambda: descendants(demo.pid) or None, "a process")
         demo.send_signal(signal.SIGTERM)
-        assert demo.wait(PATIENCE_S) == 130
+        assert demo.wait(PATIENCE_S) == 130, (tmp_path / "printed").read_text()
     assert not (out / "report.json").exists()

@@ -278,7 +278,7 @@ class HostileDevice:
 
 def status_of(port: int, request: RawRequest) -> int | None:
     """The status with which a server answers; None if nobody waited, or it hung up instead."""
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
         answer = b""
         with contextlib.suppress(ConnectionError):  # it need not listen to the end
             connection.sendall(request.data)

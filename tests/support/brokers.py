@@ -27,7 +27,7 @@ def running_mosquitto(folder: Path) -> Iterator[EmbeddedBroker]:
         yield broker
 
 
-def eventually(condition: Callable[[], bool], *, within_s: float = 10.0) -> bool:
+def eventually(condition: Callable[[], bool], *, within_s: float = 60.0) -> bool:
     """Whether ``condition`` comes true in time; for what another thread or process does."""
     deadline = time.monotonic() + within_s
     while not condition():

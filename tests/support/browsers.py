@@ -75,7 +75,7 @@ def opened(page: Path, *flags: str) -> Seen:
             capture_output=True,
             text=True,
             encoding="utf-8",
-            timeout=120,
+            timeout=300,
             env=os.environ | {"HOME": profile},
             check=True,
         )

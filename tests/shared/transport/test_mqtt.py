@@ -157,7 +157,7 @@ def test_what_was_in_flight_when_the_connection_broke_is_sent_again() -> None:
         sender = MqttTransport("127.0.0.1", server.getsockname()[1], "sender")
         sender.open(nothing, [])
         assert sender.publish("t", payload)
-        thread.join(15)
+        thread.join(60)
         sender.close()
     # PUBLISH at QoS 1; the second carries the DUP flag (MQTT 3.1.1, section 3.3.1).
     assert [packet[0] for packet in received] == [0x32, 0x3A]
@@ -177,7 +177,7 @@ def test_a_broker_that_vanishes_does_not_hold_up_close(
         broker.stop()
         started = time.monotonic()
         sender.close()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
     assert network_threads() == []
 
 
@@ -194,7 +194,7 @@ def test_closing_in_a_handler_does_not_wait_for_what_only_it_could_receive(
 
     end.open(answer_and_leave, ["t"])
     end.publish("t", b"")
-    assert eventually(lambda: not end.connected, within_s=5)
+    assert eventually(lambda: not end.connected, within_s=30)
 
 
 @pytest.mark.broker

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from shared.data_files import Example
+from shared.errors import DataError
 from shared.models.adapter import Adapter, AdapterShape
 from shared.types import DeviceId, Digest, FloatMatrix
 from sim.audit.canaries import Canaries, canary_scores, draw_canaries, losses, with_canaries
-from sim.audit.leak import best_bound
+from sim.audit.leak import best_bound, membership_bound
 from sim.population import Population
 
 LABELS = ("a", "b", "c", "d")
@@ -39,6 +40,12 @@ def test_canaries_are_new_texts_of_known_words_under_known_labels() -> None:
         word for text in known for word in text.split()
     }
     assert {example.label for example in canaries.examples} == set(LABELS)
+
+
+def test_too_few_words_for_so_many_canaries_are_told() -> None:
+    population = Population({DeviceId("d"): [Example("yes", "a"), Example("no", "b")]}, [])
+    with pytest.raises(DataError, match="2 different words make too few texts for 100 canaries"):
+        draw_canaries(population, 100, seed=3)
 
 
 def test_coins_are_fair_and_follow_the_seed() -> None:
@@ -151,3 +158,10 @@ def test_the_number_of_guesses_is_paid_for_in_confidence() -> None:
     assert (guesses, right) == (800, 800)
     chance = 0.01 ** (1 / 800)
     assert bound == pytest.approx(np.log(chance / (1 - chance)), rel=1e-6)
+
+
+@pytest.mark.parametrize("planted", [True, False])
+def test_coins_that_all_fell_alike_prove_nothing(planted: bool) -> None:
+    canaries = Canaries([Example(str(n), "a") for n in range(20)], np.full(20, planted))
+    bound, _ = membership_bound(np.arange(20.0), canaries, 1e-5, seed=3)
+    assert bound == 0.0
