@@ -27,6 +27,7 @@ STATUS: Final[dict[type[errors.LlmOsError], HTTPStatus]] = {
     errors.PrivacyError: HTTPStatus.FORBIDDEN,
     errors.CohortTooSmall: HTTPStatus.CONFLICT,
     errors.EngineError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.QuotaExceeded: HTTPStatus.TOO_MANY_REQUESTS,
     errors.PromptRefused: HTTPStatus.BAD_REQUEST,
     errors.RoundError: HTTPStatus.CONFLICT,
     errors.RunNotFound: HTTPStatus.NOT_FOUND,
