@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from coordinator.api.app import Services, create_app
 from coordinator.inference.engine import EngineState
+from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.transformers_engine import TransformersEngine
 from shared.errors import RunNotFound
 from shared.types import RunId
@@ -68,7 +69,7 @@ def url(engine: TransformersEngine) -> Iterator[str]:
             now=time.time,
             stop_run=nothing,
             is_ready=lambda: True,
-            engine=engine,
+            desk=FrontDesk({engine.card.name: engine}),
             adapter_of=adapter_of,
         )
     )
