@@ -18,7 +18,7 @@ from coordinator.inference.engine import Engine, EngineState
 from coordinator.inference.fair_queue import FairQueue, Turn
 from shared.errors import EngineBusy
 
-LOOK_S: Final = 0.5
+LOOK_S: Final = 1.0
 """How often who waits looks whether the engine has got more slots."""
 
 PACE_S: Final = 60.0

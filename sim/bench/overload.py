@@ -222,7 +222,8 @@ def _http(connections: int) -> httpx.AsyncClient:
 
     return httpx.AsyncClient(
         timeout=PATIENCE_S,
-        limits=httpx.Limits(max_connections=connections),
+        # Given up before the server does so after 5 s: a request on its way just then fails.
+        limits=httpx.Limits(max_connections=connections, keepalive_expiry=2.0),
         trust_env=False,
     )
 

@@ -99,7 +99,7 @@ def polite_latencies(
         flood = []
         if greedy_tokens is not None:
             flood = [asyncio.create_task(greedy_one()) for _ in range(100)]
-        for _ in range(200):
+        for _ in range(120):
             await asyncio.sleep(chance.uniform(0.2, 1.0))
             if flood:
                 assert virtual.engine.active >= (slots + 1) // 2, "the flood goes on"
