@@ -1,4 +1,4 @@
-"""Commands around the coordinator: ``llmos up``, ``run``, ``device``."""
+"""Commands around the coordinator: ``llmos up``, ``run``, ``device``, ``key``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
@@ -21,6 +22,7 @@ from shared.errors import AccessDenied, CoordinatorUnavailable, RoundError
 up = typer.Typer(add_completion=False)
 run = typer.Typer(help="Federated runs.", no_args_is_help=True)
 device = typer.Typer(help="The fleet.", no_args_is_help=True)
+key = typer.Typer(help="Keys for the language model's API.", no_args_is_help=True)
 
 Home = Annotated[Path, typer.Option(envvar="LLMOS_HOME", help="The coordinator's folder.")]
 Url = Annotated[str, typer.Option(envvar="LLMOS_URL", help="The coordinator's address.")]
@@ -46,6 +48,10 @@ def start(
     model: Annotated[
         str, typer.Option(help="Language model to serve at /v1: a folder or hub id.")
     ] = "",
+    cache: Annotated[
+        str,
+        typer.Option(help="Exact answers are kept in 'memory', redis://HOST:PORT/0, or 'none'."),
+    ] = "memory",
 ) -> None:
     """Start a coordinator: registry, federated rounds, HTTP API and a broker, on loopback."""
     from coordinator.process import run_coordinator
@@ -59,6 +65,7 @@ def start(
         broker=broker,
         key_holder=key_holder,
         model=model,
+        cache=cache,
     )
 
 
@@ -98,6 +105,10 @@ class Client:
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """POST a JSON body, as JSON."""
         return self._ask("POST", path, json=body)
+
+    def delete(self, path: str) -> Any:
+        """DELETE, as JSON."""
+        return self._ask("DELETE", path)
 
     def _ask(self, method: str, path: str, **options: Any) -> Any:
         import httpx
@@ -259,3 +270,64 @@ def list_devices(
     for entry in devices:
         table.add_row(entry["name"], escape(entry["state"]), entry["fingerprint"])
     Console().print(table)
+
+
+@key.command("add")
+def add_key(
+    name: Annotated[str, typer.Argument(help="Whose it is: 1 to 48 of a-z, 0-9 and hyphens.")],
+    days: Annotated[float, typer.Option(help="How long it is valid; 0: for ever.")] = 0.0,
+    priority: Annotated[
+        int, typer.Option(help="-10 to 10: higher goes first; 0 is everybody's.")
+    ] = 0,
+    tokens_per_minute: Annotated[
+        int, typer.Option(help="Quota of prompts and answers together; 0: none.")
+    ] = 0,
+    public_cache: Annotated[
+        bool, typer.Option("--public-cache", help="Share cached answers with others who say so.")
+    ] = False,
+    home: Home = DEFAULT_HOME,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key for /v1 and print it, this once."""
+    body = {
+        "name": name,
+        "days": days or None,
+        "priority": priority,
+        "tokens_per_minute": tokens_per_minute,
+        "public_cache": public_cache,
+    }
+    made = Client.of_home(home, url).post("/api/v1/keys", body)
+    typer.echo(json.dumps(made) if as_json else made["key"])
+
+
+@key.command("ls")
+def list_keys(home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List all keys that were ever made, without their secrets."""
+    keys = Client.of_home(home, url).get("/api/v1/keys")
+    if as_json:
+        typer.echo(json.dumps(keys))
+        return
+    table = Table("key", "begins", "state", "priority", "tokens a minute", "cache")
+    for entry in keys:
+        quota = entry["tokens_per_minute"] or "-"
+        shared = "public" if entry["public_cache"] else "own"
+        cells = (entry["name"], f"{entry['prefix']}…", _key_state(entry), entry["priority"])
+        table.add_row(*(escape(str(cell)) for cell in (*cells, quota, shared)))
+    Console().print(table)
+
+
+def _key_state(entry: dict[str, Any]) -> str:
+    if entry["revoked_at"] is not None:
+        return "revoked"
+    if entry["expires_at"] is None:
+        return "valid"
+    day = datetime.fromtimestamp(entry["expires_at"], UTC).strftime("%Y-%m-%d %H:%MZ")
+    return f"until {day}" if entry["expires_at"] > time.time() else f"expired {day}"
+
+
+@key.command("revoke")
+def revoke_key(name: str, home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL) -> None:
+    """Revoke a key; within a second it opens nothing. Its name is not given again."""
+    Client.of_home(home, url).delete(f"/api/v1/keys/{quote(name, safe='')}")
+    typer.echo(f"revoked {name}")

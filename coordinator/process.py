@@ -13,8 +13,12 @@ import structlog
 from coordinator.api.app import Services, create_app
 from coordinator.broker.embedded import EmbeddedBroker
 from coordinator.coordinator import Coordinator
+from coordinator.inference.answer_cache import AnswerCache, MemoryStore
 from coordinator.inference.engines import EngineSettings, make_engine
+from coordinator.inference.front_desk import FrontDesk
+from coordinator.inference.redis_store import RedisStore
 from coordinator.inference.run_adapters import run_adapters
+from coordinator.inference.serving_metrics import ServingMetrics
 from coordinator.registry.release_worker import release_maker
 from coordinator.store.store import Store
 from shared.actors import ActorLoop
@@ -32,7 +36,14 @@ log = structlog.get_logger()
 
 
 def run_coordinator(
-    home: Path, *, port: int, broker_port: int, broker: str, key_holder: str, model: str = ""
+    home: Path,
+    *,
+    port: int,
+    broker_port: int,
+    broker: str,
+    key_holder: str,
+    model: str = "",
+    cache: str = "memory",
 ) -> None:
     """Run a coordinator until SIGINT or SIGTERM. Call on the main thread.
 
@@ -44,6 +55,7 @@ def run_coordinator(
         key_holder: The key holder's public key; empty for clear runs only.
         model: Folder or hub id of the language model to serve; empty for none. It is loaded
             after the coordinator is ready.
+        cache: Where exact answers are kept: ``memory``, a Redis URL, or ``none``.
 
     Raises:
         ConfigError: a port is taken, or an address or key is malformed.
@@ -55,6 +67,12 @@ def run_coordinator(
     engine = make_engine(model, EngineSettings(home / "models")) if model else None
     with ExitStack() as stack:
         stack.enter_context(home_lock(home))
+        metrics, answers = ServingMetrics(), _answer_cache(cache)
+        if answers is not None:
+            stack.callback(answers.close)
+        engines = {engine.card.name: engine} if engine is not None else {}
+        desk = FrontDesk(engines, cache=answers, meter=metrics)
+        metrics.watch(desk)
         identity = Identity.load_or_create(home / "identity.key")
         store = Store(f"sqlite:///{home / 'store.db'}", home)
         stack.callback(store.close)
@@ -77,7 +95,7 @@ def run_coordinator(
             adder=adder,
             make_model=ModelWorker,
             make_release=release_maker(home / "models"),
-            engine=engine,
+            desk=desk,
         )
         app = create_app(
             Services(
@@ -90,8 +108,10 @@ def run_coordinator(
                 now=time.time,
                 stop_run=lambda run, why: loop.post(lambda: coordinator.stop_run(run, why)),
                 is_ready=lambda: transport.connected,
-                engine=engine,
+                desk=desk,
                 adapter_of=run_adapters(store),
+                metrics=metrics,
+                metrics_token=secret_token(home / "metrics.token"),
             )
         )
         listening = stack.enter_context(served(app, port, extra="coordinator"))
@@ -110,6 +130,12 @@ def run_coordinator(
             stack.callback(engine.close)
             engine.start()
         serve(coordinator, transport, loop)
+
+
+def _answer_cache(where: str) -> AnswerCache | None:
+    if where == "none":
+        return None
+    return AnswerCache(MemoryStore() if where == "memory" else RedisStore(where))
 
 
 @contextmanager

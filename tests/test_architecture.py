@@ -50,6 +50,8 @@ HOMES = {
     },
     "paho": {"shared/transport/mqtt.py"},
     "peft": {"shared/models/pytorch.py"},
+    "prometheus_client": {"coordinator/inference/serving_metrics.py"},
+    "redis": {"coordinator/inference/redis_store.py"},
     "starlette": {
         "coordinator/api/bodies.py",
         "coordinator/api/problems.py",

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import structlog
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from coordinator.api.problems import status_of
+from coordinator.api.problems import retry_headers, status_of
 from coordinator.inference.engine import (
     ChatMessage,
     Engine,
@@ -29,8 +30,9 @@ from coordinator.inference.engine import (
     GenerationRequest,
     ModelCard,
     ServedAdapter,
-    answered,
+    collect,
 )
+from coordinator.inference.front_desk import Caller
 from shared.errors import LlmOsError
 from shared.types import RunId
 
@@ -157,20 +159,24 @@ class _OpenAiRoute(APIRoute):
                 status = status_of(type(err))
                 log.info("request.refused", code=err.code, path=self.path, status=int(status))
                 hidden = status is HTTPStatus.INTERNAL_SERVER_ERROR
-                return _error(status, status.phrase if hidden else str(err), code=err.code)
+                message = status.phrase if hidden else str(err)
+                return _error(status, message, code=err.code, headers=retry_headers(err))
 
         return handler
 
 
-def chat_routes(services: Services) -> APIRouter:
-    """``/models`` and ``/chat/completions``."""
-    router = APIRouter(tags=["language model"], route_class=_OpenAiRoute)
+def chat_routes(
+    services: Services, caller_of: Callable[..., Caller | Awaitable[Caller]]
+) -> APIRouter:
+    """``/models`` and ``/chat/completions``; ``caller_of`` lets nobody in who may not."""
+    on_behalf = Depends(caller_of)
+    router = APIRouter(tags=["language model"], route_class=_OpenAiRoute, dependencies=[on_behalf])
 
     @router.get("/models")
     def list_models() -> dict[str, Any]:
         """The model that is served, if there is one; ``state`` says whether it answers."""
-        engine = services.engine
-        return {"object": "list", "data": [] if engine is None else [_entry(engine.card)]}
+        engines = services.desk.engines.values()
+        return {"object": "list", "data": [_entry(engine.card) for engine in engines]}
 
     @router.get("/models/{model:path}")
     def show_model(model: str) -> dict[str, Any]:
@@ -179,7 +185,7 @@ def chat_routes(services: Services) -> APIRouter:
         return _entry(engine.card) | {"id": _full_name(engine.card, adapter)}
 
     @router.post("/chat/completions")
-    def complete(body: ChatRequest) -> dict[str, Any]:
+    async def complete(body: ChatRequest, caller: Caller = on_behalf) -> dict[str, Any]:
         """Answer a conversation."""
         if None not in {getattr(body, field) for field in _TOKEN_FIELDS}:
             raise _Refused(
@@ -188,8 +194,9 @@ def chat_routes(services: Services) -> APIRouter:
                 param="max_completion_tokens",
                 code="invalid_value",
             )
-        engine, adapter = _find(services, body.model)
-        generation = answered(engine, body.request(adapter))
+        engine, adapter = await run_in_threadpool(_find, services, body.model)
+        card = engine.card
+        generation = await collect(services.desk.stream(caller, card.name, body.request(adapter)))
         card = engine.card
         return _completion(generation, card, _full_name(card, adapter)) | _label(card)
 
@@ -198,14 +205,15 @@ def chat_routes(services: Services) -> APIRouter:
 
 def _find(services: Services, model: str) -> tuple[Engine, ServedAdapter | None]:
     """Read ``name`` or ``name:run``."""
-    engine = services.engine
-    name = engine.card.name if engine is not None else ""
-    if engine is not None and model == name:
-        return engine, None
-    if engine is not None and model.startswith(f"{name}:"):
-        run = RunId(model.removeprefix(f"{name}:"))
-        return engine, ServedAdapter(run, services.adapter_of(run))
-    served = f"this coordinator serves {name}" if name else "start it with 'llmos up --model …'"
+    engines = services.desk.engines
+    for name, engine in engines.items():
+        if model == name:
+            return engine, None
+        if model.startswith(f"{name}:"):
+            run = RunId(model.removeprefix(f"{name}:"))
+            return engine, ServedAdapter(run, services.adapter_of(run))
+    names = ", ".join(engines)
+    served = f"this coordinator serves {names}" if names else "start it with 'llmos up --model …'"
     raise _Refused(
         HTTPStatus.NOT_FOUND,
         f"there is no model {model!r}: {served}",
@@ -292,8 +300,16 @@ def _malformed(err: RequestValidationError) -> Response:
     )
 
 
-def _error(status: HTTPStatus, message: str, *, code: str, param: str | None = None) -> Response:
-    headers = {"WWW-Authenticate": "Bearer"} if status is HTTPStatus.UNAUTHORIZED else None
+def _error(
+    status: HTTPStatus,
+    message: str,
+    *,
+    code: str,
+    param: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    if status is HTTPStatus.UNAUTHORIZED:
+        headers = {"WWW-Authenticate": "Bearer"}
     kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
     # A lone surrogate, which a request's JSON can spell, has no place in ours.
     text = message.encode(errors="backslashreplace").decode()

@@ -351,6 +351,52 @@ def _show_secure_sum(result: dict[str, Any]) -> None:
     _show_bars(result)
 
 
+@bench.command("overload")
+def measure_overload(
+    seconds: Annotated[
+        float, typer.Option(min=1, max=3600, help="How long more is offered.")
+    ] = 60.0,
+    factor: Annotated[
+        float, typer.Option(min=1.5, max=100, help="How much more than it can answer.")
+    ] = 5.0,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Requests under way at once, at most.")
+    ] = 400,
+    max_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Of every answer.")] = 16,
+    model: Annotated[
+        str, typer.Option(help="What is served: a folder or hub id; else a stand-in is trained.")
+    ] = "",
+    url: Annotated[str, typer.Option(help="A server that runs already, without /v1.")] = "",
+    key: Annotated[str, typer.Option(help="An API key or token for it.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Several times as many requests as a server can answer: it must live, and refuse well.
+
+    Ends with exit code 1 when something was not as promised.
+    """
+    from shared.logs import silence_logs
+    from sim.bench.overload import bench_overload
+
+    silence_logs()
+    with Console(stderr=True).status("starting") as status:
+        result = bench_overload(
+            seconds=seconds,
+            factor=factor,
+            concurrency=concurrency,
+            max_tokens=max_tokens,
+            model=model,
+            url=url.rstrip("/").removesuffix("/v1"),
+            key=key,
+            progress=status.update,
+        )
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        _show(result)
+    if not all(bar["holds"] for bar in result["bars"]):
+        raise typer.Exit(1)
+
+
 def _show(result: dict[str, Any]) -> None:
     _show_bars(result)
     for name, value in result["figures"].items():

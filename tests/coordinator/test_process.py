@@ -78,8 +78,14 @@ def test_it_answers_as_soon_as_it_says_that_it_is_ready(tmp_path: Path) -> None:
         headers = {"Authorization": f"Bearer {token}"}
         answer = httpx.get(up.ready["url"] + "/api/v1/runs", headers=headers, trust_env=False)
         assert answer.json() == []
-        for secret in ("admin.token", "identity.key"):
+        for secret in ("admin.token", "metrics.token", "identity.key"):
             assert stat.S_IMODE((up.home / secret).stat().st_mode) == 0o600
+        assert up.get("/metrics").status_code == 401
+        scraper = {"Authorization": f"Bearer {(up.home / 'metrics.token').read_text()}"}
+        url = up.ready["url"]
+        answer = httpx.get(f"{url}/metrics", headers=scraper, trust_env=False)
+        assert "# TYPE llmos_queue_depth gauge" in answer.text
+        assert httpx.get(f"{url}/v1/models", headers=scraper, trust_env=False).status_code == 401
         assert up.ready["pid"] == up.process.pid
         second = subprocess.run(
             command(up.home), cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
@@ -149,3 +155,17 @@ def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
         assert answer.returncode == 1
         assert f"--port: {port} is taken" in answer.stderr
         assert "Traceback" not in answer.stderr
+
+
+def test_a_cache_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
+    answer = subprocess.run(
+        [*command(tmp_path / "home"), "--cache", "somewhere"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert answer.returncode == 1
+    assert "--cache: must be memory, none, or like redis://" in answer.stderr
+    assert "Traceback" not in answer.stderr

@@ -10,11 +10,12 @@ from typing import Any
 import openai
 import pytest
 import uvicorn
+from coordinator.inference.transformers_engine import TransformersEngine
 from fastapi import FastAPI
 
 from coordinator.api.app import Services, create_app
 from coordinator.inference.engine import EngineState
-from coordinator.inference.transformers_engine import TransformersEngine
+from coordinator.inference.front_desk import FrontDesk
 from shared.errors import RunNotFound
 from shared.types import RunId
 from tests.support.language_models import make_model
@@ -68,7 +69,7 @@ def url(engine: TransformersEngine) -> Iterator[str]:
             now=time.time,
             stop_run=nothing,
             is_ready=lambda: True,
-            engine=engine,
+            desk=FrontDesk({engine.card.name: engine}),
             adapter_of=adapter_of,
         )
     )
