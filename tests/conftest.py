@@ -21,7 +21,7 @@ os.environ.update(
     DO_NOT_TRACK="1",
 )
 
-REQUIRED_IN_CI = ("broker", "model", "processes", "browser")
+REQUIRED_IN_CI = ("broker", "model", "postgres", "processes", "browser")
 """A test with one of these marks must run, not be skipped, where LLMOS_REQUIRE_ALL=1."""
 
 

@@ -33,11 +33,13 @@ _GRAPHS = {
     "coordinator/registry/graph.py",
     "coordinator/registry/model_import.py",
     "coordinator/registry/passes.py",
+    "coordinator/registry/reader_import.py",
     "coordinator/registry/quantisation.py",
 }
 HOMES = {
     "amqtt": {"coordinator/broker/amqtt_main.py"},
     "dp_accounting": {"sim/bench/accountant.py"},
+    "lancedb": {"coordinator/retrieval/lance_vectors.py"},
     "onnx": _GRAPHS,
     "onnxruntime": {
         "coordinator/registry/quantisation.py",
@@ -49,6 +51,9 @@ HOMES = {
         "sim/bench/accountant.py",
     },
     "paho": {"shared/transport/mqtt.py"},
+    "pgvector": {"coordinator/retrieval/postgres_vectors.py"},
+    "psycopg": {"coordinator/retrieval/postgres_vectors.py"},
+    "pyarrow": {"coordinator/retrieval/lance_vectors.py"},
     "peft": {"shared/models/pytorch.py"},
     "starlette": {
         "coordinator/api/bodies.py",

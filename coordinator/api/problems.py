@@ -26,6 +26,7 @@ STATUS: Final[dict[type[errors.LlmOsError], HTTPStatus]] = {
     errors.ProtocolError: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.PrivacyError: HTTPStatus.FORBIDDEN,
     errors.CohortTooSmall: HTTPStatus.CONFLICT,
+    errors.CollectionNotFound: HTTPStatus.NOT_FOUND,
     errors.EngineError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.PromptRefused: HTTPStatus.BAD_REQUEST,
     errors.RoundError: HTTPStatus.CONFLICT,
