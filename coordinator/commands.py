@@ -46,6 +46,23 @@ def start(
     model: Annotated[
         str, typer.Option(help="Language model to serve at /v1: a folder or hub id.")
     ] = "",
+    encoder: Annotated[
+        str,
+        typer.Option(
+            help="Model that embeds and classifies texts: a folder, a hub id or 'none'; "
+            "else MiniLM if it is on this machine."
+        ),
+    ] = "",
+    reader: Annotated[
+        str, typer.Option(help="Model that finds answers in passages: a folder or hub id.")
+    ] = "",
+    vectors: Annotated[
+        str,
+        typer.Option(
+            envvar="LLMOS_VECTORS",
+            help="postgresql://… with pgvector, for collections of passages; else files in the home.",
+        ),
+    ] = "",
 ) -> None:
     """Start a coordinator: registry, federated rounds, HTTP API and a broker, on loopback."""
     from coordinator.process import run_coordinator
@@ -59,6 +76,9 @@ def start(
         broker=broker,
         key_holder=key_holder,
         model=model,
+        encoder=encoder,
+        reader=reader,
+        vectors=vectors,
     )
 
 

@@ -14,6 +14,8 @@ from coordinator.api.app import Services, create_app
 from coordinator.broker.embedded import EmbeddedBroker
 from coordinator.coordinator import Coordinator
 from coordinator.inference.run_adapters import run_adapters
+from coordinator.inference.run_heads import run_heads
+from coordinator.inference.serve_texts import NO_ENCODER, serve_texts
 from coordinator.inference.transformers_engine import TransformersEngine
 from coordinator.registry.release_worker import release_maker
 from coordinator.store.store import Store
@@ -32,7 +34,16 @@ log = structlog.get_logger()
 
 
 def run_coordinator(
-    home: Path, *, port: int, broker_port: int, broker: str, key_holder: str, model: str = ""
+    home: Path,
+    *,
+    port: int,
+    broker_port: int,
+    broker: str,
+    key_holder: str,
+    model: str = "",
+    encoder: str = NO_ENCODER,
+    reader: str = "",
+    vectors: str = "",
 ) -> None:
     """Run a coordinator until SIGINT or SIGTERM. Call on the main thread.
 
@@ -44,10 +55,15 @@ def run_coordinator(
         key_holder: The key holder's public key; empty for clear runs only.
         model: Folder or hub id of the language model to serve; empty for none. It is loaded
             after the coordinator is ready.
+        encoder: Folder or hub id of the model that embeds and classifies texts; empty for MiniLM
+            if it is on this machine, imported when it is first needed; ``none`` for none.
+        reader: Folder or hub id of the model that finds answers in passages; empty for none.
+        vectors: URL of a PostgreSQL with pgvector that keeps collections of passages; empty
+            keeps them in the home.
 
     Raises:
         ConfigError: a port is taken, or an address or key is malformed.
-        ModelError: ``model`` is neither a folder with a model nor written like a hub id.
+        ModelError: a model is neither a folder with one nor written like a hub id.
         BrokerUnavailable: there is no broker and none can be started.
         StorageError: the home cannot be used.
     """
@@ -79,6 +95,9 @@ def run_coordinator(
             make_release=release_maker(home / "models"),
             engine=engine,
         )
+        texts = serve_texts(
+            home, encoder=encoder, reader=reader, vectors=vectors, find_head=run_heads(store)
+        )
         app = create_app(
             Services(
                 store=store,
@@ -92,6 +111,7 @@ def run_coordinator(
                 is_ready=lambda: transport.connected,
                 engine=engine,
                 adapter_of=run_adapters(store),
+                texts=texts.services,
             )
         )
         listening = stack.enter_context(served(app, port, extra="coordinator"))
@@ -105,6 +125,8 @@ def run_coordinator(
         }
         stack.enter_context(announced_ready(home, facts))
         log.info("coordinator.ready", **facts)
+        stack.callback(texts.close)
+        texts.start()
         if engine is not None:
             # Closed before the server is, so that nobody waits for an answer that takes minutes.
             stack.callback(engine.close)

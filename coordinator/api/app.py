@@ -19,8 +19,12 @@ from pydantic import BaseModel, Field
 from coordinator.api import problems
 from coordinator.api.bodies import BoundedBodies
 from coordinator.api.chat import chat_routes
+from coordinator.api.collections import collection_routes
+from coordinator.api.embeddings import embedding_routes
+from coordinator.api.tasks import task_routes
 from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
 from coordinator.inference.engine import Engine
+from coordinator.inference.text_services import TextServices
 from coordinator.store.store import Store
 from coordinator.submission import MAX_PROBE_EXAMPLES, submit
 from coordinator.views import run_events, view_run
@@ -51,6 +55,7 @@ class Services:
         engine: The coordinator's language model, if it has one.
         adapter_of: The adapter that a run has learnt for that model, as bytes. Raises
             :class:`~shared.errors.RunNotFound` or another :class:`~shared.errors.RoundError`.
+        texts: Encoder, reader and collections, those that there are.
     """
 
     store: Store
@@ -64,6 +69,7 @@ class Services:
     is_ready: Callable[[], bool]
     engine: Engine | None
     adapter_of: Callable[[RunId], bytes]
+    texts: TextServices = dataclasses.field(default_factory=TextServices)
 
 
 class NewRun(BaseModel):
@@ -118,6 +124,8 @@ def create_app(services: Services) -> FastAPI:
     app.include_router(_devices(services), prefix="/api/v1", dependencies=guarded)
     app.include_router(_runs(services), prefix="/api/v1", dependencies=guarded)
     app.include_router(chat_routes(services), prefix="/v1", dependencies=guarded)
+    for routes in (embedding_routes, task_routes, collection_routes):
+        app.include_router(routes(services.texts), prefix="/v1", dependencies=guarded)
 
     @app.get("/api/v1/openapi.json", dependencies=guarded, include_in_schema=False)
     def openapi() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from coordinator.api.embeddings import encoder_entries
 from coordinator.api.problems import status_of
 from coordinator.inference.engine import (
     ChatMessage,
@@ -168,13 +169,17 @@ def chat_routes(services: Services) -> APIRouter:
 
     @router.get("/models")
     def list_models() -> dict[str, Any]:
-        """The model that is served, if there is one; ``state`` says whether it answers."""
+        """The models that are served; ``state`` says whether they answer."""
         engine = services.engine
-        return {"object": "list", "data": [] if engine is None else [_entry(engine.card)]}
+        conversing = [] if engine is None else [_entry(engine.card)]
+        return {"object": "list", "data": [*conversing, *encoder_entries(services.texts)]}
 
     @router.get("/models/{model:path}")
     def show_model(model: str) -> dict[str, Any]:
         """One model, or one with the adapter of a run: ``name:run``."""
+        for entry in encoder_entries(services.texts):
+            if entry["id"] == model:
+                return entry
         engine, adapter = _find(services, model)
         return _entry(engine.card) | {"id": _full_name(engine.card, adapter)}
 
