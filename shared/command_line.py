@@ -22,7 +22,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "up": ("coordinator.commands:up", "Start a coordinator with its broker"),
     "run": ("coordinator.commands:run", "Federated runs: submit, ls, show, logs, stop"),
     "device": ("coordinator.commands:device", "The fleet: token, ls"),
-    "model": ("coordinator.registry.commands:model", "The registry: import, make-tiny, ls, show"),
+    "model": (
+        "coordinator.registry.commands:model",
+        "The registry: import, make-tiny, make-reader, ls, show",
+    ),
     "edge": (
         "edge_agent.commands:edge",
         "On a device: join, run, ask, data, label, calibrate, doctor",

@@ -63,13 +63,18 @@ HOMES = {
     },
     "nvflare": {"sim/bench/nvflare_he.py"},
     "tenseal": {"shared/crypto/public_key.py", "sim/bench/nvflare_he.py"},
-    "tokenizers": {"shared/models/graph_session.py"},
+    "tokenizers": {"coordinator/reading/training.py", "shared/models/graph_session.py"},
     "torch": {
+        "coordinator/reading/training.py",
         "coordinator/registry/tiny.py",
         "edge_agent/training/dp_sgd.py",
         "shared/models/pytorch.py",
     },
-    "transformers": {"coordinator/registry/tiny.py", "shared/models/pytorch.py"},
+    "transformers": {
+        "coordinator/reading/training.py",
+        "coordinator/registry/tiny.py",
+        "shared/models/pytorch.py",
+    },
     "uvicorn": {"shared/loopback.py"},
     "wandb": {"sim/wandb_child.py"},
 }
