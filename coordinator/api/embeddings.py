@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import json
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from pydantic import Field
 
 from coordinator.api.openai_errors import Body, OpenAiRoute, bad
 from coordinator.api.texts import NAME_CHARACTERS_LIMIT, Text, check_model
-from coordinator.inference.encoder import Encoder
+from coordinator.inference.encoder import Encoded, Encoder
 from coordinator.inference.engine import EngineState
 from coordinator.inference.text_services import TextServices
 
@@ -56,7 +58,7 @@ def embedding_routes(services: TextServices) -> APIRouter:
     router = APIRouter(tags=["texts"], route_class=OpenAiRoute)
 
     @router.post("/embeddings")
-    async def embed(body: EmbeddingRequest) -> dict[str, Any]:
+    async def embed(body: EmbeddingRequest) -> Response:
         """Embed texts; every embedding has length 1."""
         encoder = services.an_encoder()
         check_model(body.model, encoder)
@@ -67,18 +69,29 @@ def embedding_routes(services: TextServices) -> APIRouter:
         encoded = await encoder.embed(texts)
         if body.dimensions is not None:
             _check_dimensions(body.dimensions, encoded.values.shape[1])
-        rows = []
-        for index, row in enumerate(encoded.values):
-            coded = (
-                base64.b64encode(row.astype("<f4").tobytes()).decode()
-                if body.encoding_format == "base64"
-                else row.tolist()
-            )
-            rows.append({"object": "embedding", "index": index, "embedding": coded})
-        usage = {"prompt_tokens": encoded.tokens, "total_tokens": encoded.tokens}
-        return {"object": "list", "data": rows, "model": encoder.card.name, "usage": usage}
+        # Not on the event loop: 2048 embeddings are some ten megabytes of JSON.
+        rendered = await asyncio.to_thread(
+            _rendered, encoded, encoder.card.name, coded=body.encoding_format == "base64"
+        )
+        return Response(rendered, media_type="application/json")
 
     return router
+
+
+def _rendered(encoded: Encoded, model: str, *, coded: bool) -> bytes:
+    """The answer's JSON; ``coded``: numbers as base64 of little-endian float32."""
+    rows = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": base64.b64encode(row.astype("<f4").tobytes()).decode()
+            if coded
+            else row.tolist(),
+        }
+        for index, row in enumerate(encoded.values)
+    ]
+    usage = {"prompt_tokens": encoded.tokens, "total_tokens": encoded.tokens}
+    return json.dumps({"object": "list", "data": rows, "model": model, "usage": usage}).encode()
 
 
 def _check_dimensions(asked: int, features: int) -> None:

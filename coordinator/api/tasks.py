@@ -128,7 +128,7 @@ async def _classify(services: TextServices, body: ClassifyRequest) -> dict[str, 
         raise ModelError("this coordinator knows no runs")
     find = services.find_head
     head = await asyncio.to_thread(lambda: find(run=body.run, adapter=body.adapter))
-    labels = Adapter.from_bytes(head.adapter.data).labels
+    labels = (await asyncio.to_thread(Adapter.from_bytes, head.adapter.data)).labels
     texts = [body.input] if isinstance(body.input, str) else body.input
     encoded = await encoder.classify(texts, head.adapter)
     return {

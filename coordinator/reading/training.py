@@ -265,28 +265,55 @@ class _Trainer:
         self._tokenizer.save(str(folder / "tokenizer.json"))
 
     def _prepare_weights(self) -> None:
-        """Let tokens look at equal tokens and at near ones from the first step on."""
+        """Let tokens look for equal tokens of the other text, and at near ones, from the start.
+
+        Features are divided: words have 92 of them, positions 32 (as waves), and one each says
+        which text a token is of, and that it was looked for in vain. Even layers look for equal
+        words on the other side, and at [CLS], which carries the latter mark, where there is none;
+        odd ones look one token ahead, one back, and around.
+        """
         torch, bert = self._torch, self._model.bert
+        wide = _HIDDEN // _HEADS
         with torch.no_grad():
+            basis = torch.nn.init.orthogonal_(torch.empty(_HIDDEN, _HIDDEN))
+            places, side, mark = basis[:wide], basis[wide : wide + 1], basis[wide + 1 : wide + 2]
+            words = basis[wide + 4 :]
             table = bert.embeddings
-            table.word_embeddings.weight.normal_(std=1.0)
-            places = torch.arange(WINDOW)[:, None]
-            rates = torch.exp(torch.arange(0, _HIDDEN, 2) * (-math.log(1000.0) / _HIDDEN))
-            waves = torch.cat([torch.sin(places * rates), torch.cos(places * rates)], 1)
-            table.position_embeddings.weight.copy_(0.7 * waves)
-            side = torch.nn.functional.normalize(torch.randn(_HIDDEN), dim=0)
-            table.token_type_embeddings.weight.copy_(6.0 * torch.stack([side, -side]))
+            drawn = torch.randn(len(table.word_embeddings.weight), len(words)) @ words
+            drawn *= math.sqrt(_HIDDEN / len(words))
+            drawn[2] = math.sqrt(_HIDDEN) * mark[0]
+            table.word_embeddings.weight.copy_(drawn)
+            rates = 1000.0 ** (-torch.arange(wide // 2) / (wide // 2))
+            angles = torch.arange(WINDOW)[:, None] * rates
+            waves = torch.cat([torch.sin(angles), torch.cos(angles)], 1)
+            table.position_embeddings.weight.copy_(1.2 * waves @ places)
+            table.token_type_embeddings.weight.copy_(3.0 * torch.cat([side, -side]))
             for number, layer in enumerate(bert.encoder.layer):
                 attention = layer.attention.self
-                drawn = torch.nn.init.orthogonal_(torch.empty(_HIDDEN, _HIDDEN))
-                attention.key.weight.copy_(1.2 * drawn)
-                if number % 2 == 0:
-                    # Equal tokens of the other text: the passage's side is turned round.
-                    drawn = drawn - 2 * torch.outer(drawn @ side, side)
-                attention.query.weight.copy_(1.2 * drawn)
-                drawn = torch.nn.init.orthogonal_(torch.empty(_HIDDEN, _HIDDEN))
-                attention.value.weight.copy_(drawn)
-                layer.attention.output.dense.weight.copy_(0.5 * drawn.T)
+                queries, keys, values, bias = [], [], [], torch.zeros(_HIDDEN)
+                for head, (ahead, gain) in enumerate(((-1, 1.6), (1, 1.6), (0, 1.3), (0, 0.9))):
+                    chosen = torch.nn.init.orthogonal_(torch.empty(wide - 2, len(words))) @ words
+                    values.append(torch.cat([chosen, side, 0.5 * mark]))
+                    if number % 2 == 0:
+                        keys.append(1.2 * torch.cat([chosen, 1.3 * side, mark]))
+                        queries.append(1.2 * torch.cat([chosen, -1.3 * side, 0 * mark]))
+                        bias[(head + 1) * wide - 1] = 2.8
+                    else:
+                        turn, count = ahead * rates, wide // 2
+                        turned = torch.zeros(wide, wide)
+                        at = torch.arange(count)
+                        turned[at, at] = turned[at + count, at + count] = torch.cos(turn)
+                        turned[at, at + count], turned[at + count, at] = (
+                            torch.sin(turn),
+                            -torch.sin(turn),
+                        )
+                        keys.append(gain * places)
+                        queries.append(gain * turned @ places)
+                attention.query.weight.copy_(torch.cat(queries))
+                attention.query.bias.copy_(bias)
+                attention.key.weight.copy_(torch.cat(keys))
+                attention.value.weight.copy_(torch.cat(values))
+                layer.attention.output.dense.weight.copy_(0.5 * torch.cat(values).T)
 
     def _loss(self, batch: Sequence[_Example]) -> Any:
         torch = self._torch
