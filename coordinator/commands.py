@@ -52,6 +52,23 @@ def start(
         str,
         typer.Option(help="Exact answers are kept in 'memory', redis://HOST:PORT/0, or 'none'."),
     ] = "memory",
+    encoder: Annotated[
+        str,
+        typer.Option(
+            help="Model that embeds and classifies texts: a folder, a hub id or 'none'; "
+            "else MiniLM if it is on this machine."
+        ),
+    ] = "",
+    reader: Annotated[
+        str, typer.Option(help="Model that finds answers in passages: a folder or hub id.")
+    ] = "",
+    vectors: Annotated[
+        str,
+        typer.Option(
+            envvar="LLMOS_VECTORS",
+            help="postgresql://… with pgvector, for collections of passages; else files in the home.",
+        ),
+    ] = "",
 ) -> None:
     """Start a coordinator: registry, federated rounds, HTTP API and a broker, on loopback."""
     from coordinator.process import run_coordinator
@@ -66,6 +83,9 @@ def start(
         key_holder=key_holder,
         model=model,
         cache=cache,
+        encoder=encoder,
+        reader=reader,
+        vectors=vectors,
     )
 
 

@@ -18,6 +18,8 @@ from coordinator.inference.engines import EngineSettings, make_engine
 from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.redis_store import RedisStore
 from coordinator.inference.run_adapters import run_adapters
+from coordinator.inference.run_heads import run_heads
+from coordinator.inference.serve_texts import NO_ENCODER, serve_texts
 from coordinator.inference.serving_metrics import ServingMetrics
 from coordinator.registry.release_worker import release_maker
 from coordinator.store.store import Store
@@ -44,6 +46,9 @@ def run_coordinator(
     key_holder: str,
     model: str = "",
     cache: str = "memory",
+    encoder: str = NO_ENCODER,
+    reader: str = "",
+    vectors: str = "",
 ) -> None:
     """Run a coordinator until SIGINT or SIGTERM. Call on the main thread.
 
@@ -56,10 +61,15 @@ def run_coordinator(
         model: Folder or hub id of the language model to serve; empty for none. It is loaded
             after the coordinator is ready.
         cache: Where exact answers are kept: ``memory``, a Redis URL, or ``none``.
+        encoder: Folder or hub id of the model that embeds and classifies texts; empty for MiniLM
+            if it is on this machine, imported when it is first needed; ``none`` for none.
+        reader: Folder or hub id of the model that finds answers in passages; empty for none.
+        vectors: URL of a PostgreSQL with pgvector that keeps collections of passages; empty
+            keeps them in the home.
 
     Raises:
         ConfigError: a port is taken, or an address or key is malformed.
-        ModelError: ``model`` is neither a folder with a model nor written like a hub id.
+        ModelError: a model is neither a folder with one nor written like a hub id.
         BrokerUnavailable: there is no broker and none can be started.
         StorageError: the home cannot be used.
     """
@@ -97,6 +107,9 @@ def run_coordinator(
             make_release=release_maker(home / "models"),
             desk=desk,
         )
+        texts = serve_texts(
+            home, encoder=encoder, reader=reader, vectors=vectors, find_head=run_heads(store)
+        )
         app = create_app(
             Services(
                 store=store,
@@ -112,6 +125,7 @@ def run_coordinator(
                 adapter_of=run_adapters(store),
                 metrics=metrics,
                 metrics_token=secret_token(home / "metrics.token"),
+                texts=texts.services,
             )
         )
         listening = stack.enter_context(served(app, port, extra="coordinator"))
@@ -125,6 +139,8 @@ def run_coordinator(
         }
         stack.enter_context(announced_ready(home, facts))
         log.info("coordinator.ready", **facts)
+        stack.callback(texts.close)
+        texts.start()
         if engine is not None:
             # Closed before the server is, so that nobody waits for an answer that takes minutes.
             stack.callback(engine.close)

@@ -23,7 +23,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "run": ("coordinator.commands:run", "Federated runs: submit, ls, show, logs, stop"),
     "device": ("coordinator.commands:device", "The fleet: token, ls"),
     "key": ("coordinator.commands:key", "Keys for the language model's API: add, ls, revoke"),
-    "model": ("coordinator.registry.commands:model", "The registry: import, make-tiny, ls, show"),
+    "model": (
+        "coordinator.registry.commands:model",
+        "The registry: import, make-tiny, make-reader, ls, show",
+    ),
     "edge": (
         "edge_agent.commands:edge",
         "On a device: join, run, ask, data, label, calibrate, doctor",

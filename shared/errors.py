@@ -32,6 +32,7 @@
     │   ├── EngineBusy             it is still being loaded, or too many requests wait
     │   ├── QuotaExceeded          the caller has used up its tokens for now
     │   └── PromptRefused          it has no room or no form for such a prompt
+    ├── CollectionNotFound       the caller has no collection of passages with this name
     ├── GateRefused              an adapter failed its checks and is neither sent nor applied
     └── RoundError               a run or round cannot do what was asked
         ├── RunNotFound
@@ -249,6 +250,12 @@ class SeedRefused(PrivacyError):
     """Repeatable noise was asked for outside a simulation."""
 
     code = "privacy.seed"
+
+
+class CollectionNotFound(LlmOsError):
+    """The caller has no collection of passages with this name."""
+
+    code = "collection_not_found"
 
 
 class GateRefused(LlmOsError):

@@ -33,11 +33,13 @@ _GRAPHS = {
     "coordinator/registry/graph.py",
     "coordinator/registry/model_import.py",
     "coordinator/registry/passes.py",
+    "coordinator/registry/reader_import.py",
     "coordinator/registry/quantisation.py",
 }
 HOMES = {
     "amqtt": {"coordinator/broker/amqtt_main.py"},
     "dp_accounting": {"sim/bench/accountant.py"},
+    "lancedb": {"coordinator/retrieval/lance_vectors.py"},
     "onnx": _GRAPHS,
     "onnxruntime": {
         "coordinator/registry/quantisation.py",
@@ -49,6 +51,9 @@ HOMES = {
         "sim/bench/accountant.py",
     },
     "paho": {"shared/transport/mqtt.py"},
+    "pgvector": {"coordinator/retrieval/postgres_vectors.py"},
+    "psycopg": {"coordinator/retrieval/postgres_vectors.py"},
+    "pyarrow": {"coordinator/retrieval/lance_vectors.py"},
     "peft": {"shared/models/pytorch.py"},
     "prometheus_client": {"coordinator/inference/serving_metrics.py"},
     "redis": {"coordinator/inference/redis_store.py"},
@@ -60,13 +65,18 @@ HOMES = {
     },
     "nvflare": {"sim/bench/nvflare_he.py"},
     "tenseal": {"shared/crypto/public_key.py", "sim/bench/nvflare_he.py"},
-    "tokenizers": {"shared/models/graph_session.py"},
+    "tokenizers": {"coordinator/reading/training.py", "shared/models/graph_session.py"},
     "torch": {
+        "coordinator/reading/training.py",
         "coordinator/registry/tiny.py",
         "edge_agent/training/dp_sgd.py",
         "shared/models/pytorch.py",
     },
-    "transformers": {"coordinator/registry/tiny.py", "shared/models/pytorch.py"},
+    "transformers": {
+        "coordinator/reading/training.py",
+        "coordinator/registry/tiny.py",
+        "shared/models/pytorch.py",
+    },
     "uvicorn": {"shared/loopback.py"},
     "wandb": {"sim/wandb_child.py"},
 }

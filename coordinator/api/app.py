@@ -19,10 +19,14 @@ from coordinator.api import problems
 from coordinator.api.access import Access
 from coordinator.api.bodies import BoundedBodies
 from coordinator.api.chat import chat_routes
+from coordinator.api.collections import collection_routes
+from coordinator.api.embeddings import embedding_routes
 from coordinator.api.keys import key_routes
+from coordinator.api.tasks import task_routes
 from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
 from coordinator.inference.front_desk import Caller, FrontDesk
 from coordinator.inference.serving_metrics import CONTENT_TYPE, ServingMetrics
+from coordinator.inference.text_services import TextServices
 from coordinator.store.store import Store
 from coordinator.submission import MAX_PROBE_EXAMPLES, submit
 from coordinator.views import run_events, view_run
@@ -55,6 +59,7 @@ class Services:
             :class:`~shared.errors.RunNotFound` or another :class:`~shared.errors.RoundError`.
         metrics: Of serving; ``None`` shows none.
         metrics_token: Opens ``/metrics`` and nothing else; empty opens nothing.
+        texts: Encoder, reader and collections, those that there are.
     """
 
     store: Store
@@ -70,6 +75,7 @@ class Services:
     adapter_of: Callable[[RunId], bytes]
     metrics: ServingMetrics | None = None
     metrics_token: str = ""
+    texts: TextServices = dataclasses.field(default_factory=TextServices)
 
 
 class NewRun(BaseModel):
@@ -137,6 +143,10 @@ def create_app(services: Services) -> FastAPI:
             )
         return caller
 
+    async def remembered(request: Request) -> None:
+        """Let the routes about texts find their caller (:func:`coordinator.api.texts.caller_of`)."""
+        request.state.caller = await caller_of(request)
+
     app.include_router(_health(services))
     app.include_router(_joining(services), prefix="/api/v1")
     guarded = [Depends(authorised)]
@@ -144,6 +154,8 @@ def create_app(services: Services) -> FastAPI:
     app.include_router(_runs(services), prefix="/api/v1", dependencies=guarded)
     app.include_router(key_routes(access), prefix="/api/v1", dependencies=guarded)
     app.include_router(chat_routes(services, caller_of), prefix="/v1")
+    for routes in (embedding_routes, task_routes, collection_routes):
+        app.include_router(routes(services.texts), prefix="/v1", dependencies=[Depends(remembered)])
     if services.metrics is not None:
         app.include_router(_metrics(services.metrics, access))
 

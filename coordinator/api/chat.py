@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from coordinator.api.embeddings import encoder_entries
 from coordinator.api.problems import retry_headers, status_of
 from coordinator.inference.engine import (
     ChatMessage,
@@ -176,11 +177,15 @@ def chat_routes(
     def list_models() -> dict[str, Any]:
         """The model that is served, if there is one; ``state`` says whether it answers."""
         engines = services.desk.engines.values()
-        return {"object": "list", "data": [_entry(engine.card) for engine in engines]}
+        conversing = [_entry(engine.card) for engine in engines]
+        return {"object": "list", "data": [*conversing, *encoder_entries(services.texts)]}
 
     @router.get("/models/{model:path}")
     def show_model(model: str) -> dict[str, Any]:
         """One model, or one with the adapter of a run: ``name:run``."""
+        for entry in encoder_entries(services.texts):
+            if entry["id"] == model:
+                return entry
         engine, adapter = _find(services, model)
         return _entry(engine.card) | {"id": _full_name(engine.card, adapter)}
 

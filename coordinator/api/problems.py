@@ -28,6 +28,7 @@ STATUS: Final[dict[type[errors.LlmOsError], HTTPStatus]] = {
     errors.ProtocolError: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.PrivacyError: HTTPStatus.FORBIDDEN,
     errors.CohortTooSmall: HTTPStatus.CONFLICT,
+    errors.CollectionNotFound: HTTPStatus.NOT_FOUND,
     errors.EngineError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.QuotaExceeded: HTTPStatus.TOO_MANY_REQUESTS,
     errors.PromptRefused: HTTPStatus.BAD_REQUEST,

@@ -8,7 +8,7 @@ import os
 import tempfile
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -410,4 +410,55 @@ def _show_bars(result: dict[str, Any]) -> None:
         verdict = "yes" if bar["holds"] else "NO"
         measured = "not measured" if bar["measured"] is None else f"{bar['measured']:g}"
         table.add_row(bar["name"], measured, f"{sign} {bar['wanted']:g}", verdict)
+    Console().print(table)
+
+
+@bench.command("answer")
+def measure_answer(
+    data: Annotated[Path, typer.Option(help="Questions in SQuAD's format, English or Chinese.")],
+    reader: Annotated[
+        str,
+        typer.Option(help="Model that finds answers: a folder or hub id; else the baseline alone."),
+    ] = "",
+    quantise: Annotated[
+        Literal["int8", "none"], typer.Option(help="How its weights are stored.")
+    ] = "int8",
+    held_out: Annotated[
+        bool,
+        typer.Option("--held-out", help="Only what a reader from 'make-reader' has not seen."),
+    ] = False,
+    limit: Annotated[int, typer.Option(min=0, help="The first N questions; 0: all.")] = 0,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Least score of an answer; else 0 if some questions have none."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Answers out of passages: exact match and F1 as SQuAD and CMRC 2018 count them."""
+    from shared.logs import silence_logs
+    from sim.bench.answer import bench_answer
+
+    if held_out and not reader:
+        raise ConfigError(["--held-out: name the reader with --reader"], source="options")
+    silence_logs()
+    console = Console(stderr=True)
+    with console.status("reading") as status:
+        result = bench_answer(
+            data.expanduser(),
+            reader=reader,
+            quantise=quantise,
+            held_out=held_out,
+            limit=limit,
+            threshold=threshold,
+            progress=status.update,
+        )
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    table = Table("who", title=f"{result['questions']} questions of {result['data']}")
+    for heading in ("exact match", "F1", "said none", "ms"):
+        table.add_column(heading, justify="right")
+    for row in result["rows"]:
+        shares = (f"{row[name]:.1%}" for name in ("exact", "f1", "said_none"))
+        table.add_row(row["who"], *shares, f"{row['ms']:.1f}")
     Console().print(table)
