@@ -13,6 +13,7 @@ import structlog
 from coordinator.api.app import Services, create_app
 from coordinator.broker.embedded import EmbeddedBroker
 from coordinator.coordinator import Coordinator
+from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.run_adapters import run_adapters
 from coordinator.inference.transformers_engine import TransformersEngine
 from coordinator.registry.release_worker import release_maker
@@ -90,7 +91,7 @@ def run_coordinator(
                 now=time.time,
                 stop_run=lambda run, why: loop.post(lambda: coordinator.stop_run(run, why)),
                 is_ready=lambda: transport.connected,
-                engine=engine,
+                desk=FrontDesk({engine.card.name: engine} if engine is not None else {}),
                 adapter_of=run_adapters(store),
             )
         )

@@ -51,8 +51,11 @@ HOMES = {
     "paho": {"shared/transport/mqtt.py"},
     "peft": {"shared/models/pytorch.py"},
     "starlette": {
+        "coordinator/api/answering.py",
         "coordinator/api/bodies.py",
+        "coordinator/api/openai_errors.py",
         "coordinator/api/problems.py",
+        "coordinator/api/request_ids.py",
         "edge_agent/api/app.py",
         "edge_agent/api/server.py",
     },

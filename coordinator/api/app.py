@@ -13,14 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Header, status
+from fastapi import APIRouter, Depends, FastAPI, Header, Request, status
 from pydantic import BaseModel, Field
 
 from coordinator.api import problems
 from coordinator.api.bodies import BoundedBodies
 from coordinator.api.chat import chat_routes
+from coordinator.api.request_ids import RequestIds
 from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
-from coordinator.inference.engine import Engine
+from coordinator.inference.front_desk import Caller, FrontDesk
 from coordinator.store.store import Store
 from coordinator.submission import MAX_PROBE_EXAMPLES, submit
 from coordinator.views import run_events, view_run
@@ -48,8 +49,8 @@ class Services:
         now: The clock.
         stop_run: Asks the coordinator's own thread to end a run.
         is_ready: Whether the broker is connected.
-        engine: The coordinator's language model, if it has one.
-        adapter_of: The adapter that a run has learnt for that model, as bytes. Raises
+        desk: The way to the coordinator's language models; it may have none.
+        adapter_of: The adapter that a run has learnt for such a model, as bytes. Raises
             :class:`~shared.errors.RunNotFound` or another :class:`~shared.errors.RoundError`.
     """
 
@@ -62,7 +63,7 @@ class Services:
     now: Callable[[], float]
     stop_run: Callable[[RunId, str], None]
     is_ready: Callable[[], bool]
-    engine: Engine | None
+    desk: FrontDesk
     adapter_of: Callable[[RunId], bytes]
 
 
@@ -107,17 +108,23 @@ def create_app(services: Services) -> FastAPI:
         return hmac.compare_digest(shown, services.admin_token.encode())
 
     app.add_middleware(BoundedBodies, is_admin=is_admin)
+    app.add_middleware(RequestIds)
 
     def authorised(authorization: Annotated[str, Header()] = "") -> None:
         if not is_admin(authorization):
             raise AccessDenied("show the admin token as 'Authorization: Bearer …'")
+
+    async def caller_of(request: Request) -> Caller:
+        """On whose behalf a language model is asked: whoever shows the token is one caller."""
+        authorised(request.headers.get("authorization", ""))
+        return Caller("admin")
 
     app.include_router(_health(services))
     app.include_router(_joining(services), prefix="/api/v1")
     guarded = [Depends(authorised)]
     app.include_router(_devices(services), prefix="/api/v1", dependencies=guarded)
     app.include_router(_runs(services), prefix="/api/v1", dependencies=guarded)
-    app.include_router(chat_routes(services), prefix="/v1", dependencies=guarded)
+    app.include_router(chat_routes(services, caller_of), prefix="/v1")
 
     @app.get("/api/v1/openapi.json", dependencies=guarded, include_in_schema=False)
     def openapi() -> dict[str, Any]:

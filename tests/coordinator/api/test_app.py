@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from coordinator.api.app import Services, create_app
 from coordinator.federation import rounds
 from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
+from coordinator.inference.front_desk import FrontDesk
 from coordinator.store.store import Store
 from shared.crypto.identity import Identity, fingerprint, format_public, parse_public
 from shared.transport.memory import MemoryNetwork
@@ -61,7 +62,7 @@ class Api:
                 now=self.clock.now,
                 stop_run=lambda run, why: self.stopped.append((run, why)),
                 is_ready=lambda: self.ready,
-                engine=None,
+                desk=FrontDesk({}),
                 adapter_of=lambda _: b"",
             )
         )
