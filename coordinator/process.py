@@ -2,37 +2,106 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import structlog
 
 from coordinator.api.app import Services, create_app
 from coordinator.broker.embedded import EmbeddedBroker
 from coordinator.coordinator import Coordinator
-from coordinator.inference.run_adapters import run_adapters
+from coordinator.inference.engine import Engine
+from coordinator.inference.replicated_engine import ReplicatedEngine
+from coordinator.inference.run_adapters import adapters_by_name, run_adapters
 from coordinator.inference.transformers_engine import TransformersEngine
+from coordinator.inference.upstream_engine import UpstreamEngine
+from coordinator.inference.upstream_wire import AdapterNames, parse_nodes
 from coordinator.registry.release_worker import release_maker
 from coordinator.store.store import Store
 from shared.actors import ActorLoop
 from shared.config import parse_address
 from shared.crypto.identity import Identity, fingerprint, format_public, parse_public
 from shared.crypto.sum_worker import SumWorker
-from shared.errors import LlmOsError
+from shared.errors import ConfigError, LlmOsError
 from shared.loopback import LOOPBACK, served
 from shared.models.model_worker import ModelWorker
 from shared.service import announced_ready, home_lock, secret_token, serve
 from shared.transport.mqtt import MqttTransport
 from shared.wire.envelope import Post
 
+MAX_REPLICAS: Final = 64
+
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Which language model a coordinator answers with.
+
+    Attributes:
+        model: A folder or hub id; empty for none here.
+        replicas: Processes that hold it, each with its share of the cores.
+        upstream: Addresses of those who serve it, separated by commas, in place of ``model``.
+        upstream_model: As they call it, and we too.
+        upstream_keys: One key for all of them, or one for each, separated by commas.
+        adapter_names: How they call a run's adapter.
+    """
+
+    model: str = ""
+    replicas: int = 1
+    upstream: str = ""
+    upstream_model: str = ""
+    upstream_keys: str = field(default="", repr=False)
+    adapter_names: AdapterNames = "llmos"
+
+    def engine(self) -> Engine | None:
+        """The engine, not started; ``None`` for none.
+
+        Raises:
+            ConfigError: the options contradict each other.
+            ModelError: ``model`` is neither a folder with a model nor written like a hub id.
+        """
+        problems = []
+        if self.model and self.upstream:
+            problems.append("--model and --upstream: one of them answers, name that")
+        if bool(self.upstream) != bool(self.upstream_model):
+            problems.append("--upstream and --upstream-model: name both")
+        if self.upstream_keys and not self.upstream:
+            problems.append("--upstream-key-env: of no --upstream")
+        if not 1 <= self.replicas <= MAX_REPLICAS:
+            problems.append(f"--replicas: 1 to {MAX_REPLICAS}, not {self.replicas}")
+        elif self.replicas > 1 and not self.model:
+            problems.append("--replicas: of no --model")
+        if problems:
+            raise ConfigError(problems, source="options")
+        if self.upstream:
+            nodes = parse_nodes(self.upstream, self.upstream_keys)
+            return UpstreamEngine(nodes, self.upstream_model, adapter_names=self.adapter_names)
+        if not self.model:
+            return None
+        threads = max(1, (os.cpu_count() or 1) // self.replicas)
+        engines = [_engine(self.model, threads=threads) for _ in range(self.replicas)]
+        return engines[0] if len(engines) == 1 else ReplicatedEngine(engines)
+
+
+def _engine(model: str, *, threads: int) -> Engine:
+    return TransformersEngine(model, threads=threads)
+
+
 def run_coordinator(
-    home: Path, *, port: int, broker_port: int, broker: str, key_holder: str, model: str = ""
+    home: Path,
+    *,
+    port: int,
+    broker_port: int,
+    broker: str,
+    key_holder: str,
+    serving: Serving | None = None,
 ) -> None:
     """Run a coordinator until SIGINT or SIGTERM. Call on the main thread.
 
@@ -42,17 +111,19 @@ def run_coordinator(
         broker_port: Of the broker that is started; 0 finds a free one.
         broker: ``HOST:PORT`` of a broker that runs already; empty starts one.
         key_holder: The key holder's public key; empty for clear runs only.
-        model: Folder or hub id of the language model to serve; empty for none. It is loaded
-            after the coordinator is ready.
+        serving: Which language model to serve; ``None`` for none. It is loaded after the
+            coordinator is ready.
 
     Raises:
-        ConfigError: a port is taken, or an address or key is malformed.
-        ModelError: ``model`` is neither a folder with a model nor written like a hub id.
+        ConfigError: a port is taken, an address or key is malformed, or options of ``serving``
+            contradict each other.
+        ModelError: its ``model`` is neither a folder with a model nor written like a hub id.
         BrokerUnavailable: there is no broker and none can be started.
         StorageError: the home cannot be used.
     """
     holder = parse_public(key_holder) if key_holder else None
-    engine = TransformersEngine(model) if model else None
+    serving = serving or Serving()
+    engine = serving.engine()
     with ExitStack() as stack:
         stack.enter_context(home_lock(home))
         identity = Identity.load_or_create(home / "identity.key")
@@ -91,7 +162,7 @@ def run_coordinator(
                 stop_run=lambda run, why: loop.post(lambda: coordinator.stop_run(run, why)),
                 is_ready=lambda: transport.connected,
                 engine=engine,
-                adapter_of=run_adapters(store),
+                adapter_of=adapters_by_name if serving.upstream else run_adapters(store),
             )
         )
         listening = stack.enter_context(served(app, port, extra="coordinator"))
