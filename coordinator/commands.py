@@ -105,7 +105,7 @@ def _adapter_names(text: str) -> AdapterNames:
         raise ConfigError(
             [f"--upstream-adapters: 'llmos' or 'plain', not {text!r}"], source="options"
         )
-    return text
+    return "plain" if text == "plain" else "llmos"
 
 
 class Client:

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Final
 
-from coordinator.inference.engine import Stream
+from coordinator.inference.engine import Finished, Stream
 from shared.errors import EngineBusy, LlmOsError
 from shared.types import Digest
 
@@ -148,11 +148,14 @@ async def spread(
         name = seats.take(left) if len(failed) < MAX_TRIES else None
         if name is None:
             raise _verdict(list(failed.values())) if failed else nobody()
-        begun = False
+        begun, held = False, True
         try:
             async with aclosing(ask(name)) as stream:
                 async for event in stream:
                     begun = True
+                    if isinstance(event, Finished):
+                        held = False
+                        seats.give_back(name)
                     yield event
         except LlmOsError as err:
             if begun or not goes_elsewhere(err):
@@ -161,7 +164,8 @@ async def spread(
         else:
             return
         finally:
-            seats.give_back(name)
+            if held:
+                seats.give_back(name)
 
 
 def _verdict(errors: Sequence[LlmOsError]) -> LlmOsError:

@@ -60,6 +60,9 @@ SLOTS_PER_NODE: Final = 64
 _MAX_BODY_BYTES: Final = 1_000_000
 """Of a list of models, or of an error."""
 
+_END_S: Final = 5.0
+"""For connections to be closed when the engine is."""
+
 _GOODBYE_S: Final = 0.2
 """For the end of a body whose last event was read."""
 
@@ -283,18 +286,17 @@ class UpstreamEngine:
             self._running.set()
             watchers = [asyncio.create_task(self._watch(name)) for name in self._nodes]
             await self._over.wait()
-            # Requests that were let in come before this in the loop's queue, but their tasks
-            # may not have begun: those see that it is over.
+            # Requests that were let in come before this in the loop's queue: their tasks have
+            # begun.
             ending = [*watchers, *self._answers]
             for task in ending:
                 task.cancel()
-            await asyncio.gather(*ending, return_exceptions=True)
-            await asyncio.sleep(0)
+            await asyncio.wait(ending, timeout=_END_S)
 
     async def _watch(self, name: str) -> None:
         """Ask a node again and again (U2)."""
         doubt = self._doubts[name]
-        while True:
+        while not self._over.is_set():
             doubt.clear()
             before = self._health[name]
             self._health[name] = after = await self._checked(name, before)
@@ -303,8 +305,11 @@ class UpstreamEngine:
             elif after.offer is None and (before.offer is not None or not before.failures):
                 log.warning("node.out", node=name, reason=after.reason)
             pause = after.pause_s(self._patience.check, self._patience.longest_check)
+            # Not wait_for, which in Python 3.11 forgets that it was cancelled if the doubt comes
+            # at the same moment.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(doubt.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await doubt.wait()
 
     async def _checked(self, name: str, before: NodeHealth) -> NodeHealth:
         node = self._nodes[name]

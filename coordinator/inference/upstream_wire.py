@@ -366,7 +366,7 @@ def refusal(
         body: As much of it as was read.
         run: Of the adapter that was asked for.
     """
-    said = _message(body).replace(node.key, "…") if node.key else _message(body)
+    said = _message(body.replace(node.key.encode(), b"...") if node.key else body)
     text = f"{node.name} answered {status}: {said}" if said else f"{node.name} answered {status}"
     if status in (401, 403):
         # Some servers repeat the key, or a part of it, in what they say.
