@@ -131,7 +131,9 @@ class FakeNode:
     def open(self) -> None:
         """Listen: at the port it had, if it had one."""
         started = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run(started)))
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._run(started)), daemon=True, name="fake-node"
+        )
         self._thread.start()
         started.wait()
 
@@ -143,20 +145,20 @@ class FakeNode:
 
     async def _run(self, started: threading.Event) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
         server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
         self.port = server.sockets[0].getsockname()[1]
         started.set()
         await self._over.wait()
         server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Connections that were taken just now have tasks that do not run yet.
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.wait(others, timeout=1.0)
+        for _ in range(5):
+            await asyncio.sleep(0)  # in which the sockets are closed
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
         try:
             await self._one(reader, writer)
             writer.close()
@@ -165,8 +167,6 @@ class FakeNode:
             pass
         finally:
             writer.transport.abort()
-            await asyncio.sleep(0)  # in which the socket is closed
-            self._tasks.discard(task)
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")

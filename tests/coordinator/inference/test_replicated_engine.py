@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -69,12 +67,10 @@ def pair() -> tuple[Fake, Fake, ReplicatedEngine]:
 def test_replicas_take_turns_and_are_started_and_closed_together() -> None:
     one, two, engine = pair()
     engine.start()
-    assert one.running
-    assert two.running
+    assert [one.running, two.running] == [True, True]
     assert [answered(engine, ASKED).text for _ in range(4)] == ["one", "two", "one", "two"]
     engine.close()
-    assert not one.running
-    assert not two.running
+    assert [one.running, two.running] == [False, False]
     assert engine.load == EngineLoad(slots=4, active=2, completion_tokens=20)
 
 
@@ -118,9 +114,9 @@ def test_the_card_is_the_readiest_replicas_and_lacks_what_any_lacks() -> None:
 
 
 @pytest.fixture(scope="module")
-def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[TransformersEngine]]:
+def replicas(tmp_path_factory: pytest.TempPathFactory) -> list[TransformersEngine]:
     folder = make_model(tmp_path_factory.mktemp("model") / "few-steps").folder
-    yield [TransformersEngine(str(folder), threads=1) for _ in range(2)]
+    return [TransformersEngine(str(folder), threads=1) for _ in range(2)]
 
 
 @pytest.mark.slow

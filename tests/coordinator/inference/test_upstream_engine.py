@@ -241,7 +241,7 @@ def test_nothing_is_asked_twice_after_the_first_token() -> None:
 
 def test_a_node_that_hangs_before_its_first_byte_is_left_for_another() -> None:
     nodes: list[FakeNode] = []
-    patience = replace(QUICK, first=0.3)
+    patience = replace(QUICK, first=3.0)
     with fakes(hangs(nodes), says("fine")) as both:
         nodes += both
         with engine_over(nodes, patience) as engine:
