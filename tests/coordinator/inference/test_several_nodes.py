@@ -55,12 +55,14 @@ async def _killed_while_asked(
 ) -> list[tuple[str, bool]]:
     """What each of many requests had read, and whether its node was lost within its answer."""
     texts: list[str] = []
+    begun = asyncio.Event()
 
     async def one(index: int) -> bool:
         try:
             async with aclosing(engine.stream(ASKED)) as stream:
                 async for event in stream:
                     texts[index] += event.text if isinstance(event, Piece) else ""
+                    begun.set()
         except ChildDied:
             return True
         return False
@@ -71,8 +73,7 @@ async def _killed_while_asked(
         tasks.append(asyncio.create_task(one(index)))
         await asyncio.sleep(0.01)
         if index == 30:
-            while not any(texts):
-                await asyncio.sleep(0.01)
+            await begun.wait()
             victim.kill()
     return list(zip(texts, await asyncio.gather(*tasks), strict=True))
 
