@@ -150,13 +150,14 @@ class FakeNode:
         started.set()
         await self._over.wait()
         server.close()
-        # Connections that were taken just now have tasks that do not run yet.
+        # A connection that was taken just now has a task that does not run yet: cancelled before
+        # its first step, it would leave its socket open.
+        await asyncio.sleep(0.05)
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in others:
                 task.cancel()
             await asyncio.wait(others, timeout=1.0)
-        for _ in range(5):
-            await asyncio.sleep(0)  # in which the sockets are closed
+        await asyncio.sleep(0.05)  # in which the sockets are closed
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

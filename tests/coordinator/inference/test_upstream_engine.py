@@ -421,10 +421,12 @@ def endless(nodes: list[FakeNode]) -> Answer:
     async def answer(call: Call) -> None:
         await call.begin()
         gone = asyncio.create_task(call.gone())
-        while not gone.done():
-            await call.send(event(choice(" word")))
-            await asyncio.sleep(0.005)
-        nodes[0].dropped.set()
+        try:
+            while not gone.done():
+                await call.send(event(choice(" word")))
+                await asyncio.sleep(0.005)
+        finally:
+            nodes[0].dropped.set()
 
     return answer
 
