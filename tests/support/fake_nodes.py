@@ -145,7 +145,15 @@ class FakeNode:
 
     async def _run(self, started: threading.Event) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._writers: set[asyncio.StreamWriter] = set()
+
+        def taken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            # Known before its task has run: one that is cancelled first would leave it open.
+            self._writers.add(writer)
+            self._tasks.add(asyncio.create_task(self._serve(reader, writer)))
+
+        self._tasks: set[asyncio.Task[None]] = set()
+        server = await asyncio.start_server(taken, "127.0.0.1", self.port)
         self.port = server.sockets[0].getsockname()[1]
         started.set()
         await self._over.wait()
@@ -157,6 +165,8 @@ class FakeNode:
             for task in others:
                 task.cancel()
             await asyncio.wait(others, timeout=1.0)
+        for writer in self._writers:
+            writer.transport.abort()
         await asyncio.sleep(0.05)  # in which the sockets are closed
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
