@@ -14,6 +14,7 @@ from coordinator.registry.causal_graph import PRECISIONS
 from shared.errors import ConfigError
 
 AUTO: Final = "auto"
+TENSOR_PARALLEL: Final = "tensor-parallel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class EngineSettings:
         threads: Arithmetic threads; 0 takes every core.
         slots: Most requests at once.
         kv_bytes: Memory for keys and values of requests under way; 0: a share of the machine's.
+        tensor_parallel: Processes that hold a part of the model each; 1 keeps it whole.
     """
 
     models: Path
@@ -38,6 +40,7 @@ class EngineSettings:
     threads: int = 0
     slots: int = SLOTS
     kv_bytes: int = 0
+    tensor_parallel: int = 1
 
 
 def make_engine(name_or_path: str, settings: EngineSettings) -> Engine:
@@ -49,6 +52,10 @@ def make_engine(name_or_path: str, settings: EngineSettings) -> Engine:
     """
     device = settings.device if settings.device != AUTO else _device()
     runtime = settings.runtime
+    if settings.tensor_parallel > 1:
+        if runtime == "onnx":
+            raise ConfigError(["--tensor-parallel: onnx keeps a model whole"], source="options")
+        runtime = TENSOR_PARALLEL
     if runtime == AUTO:
         runtime = "onnx" if device == "cpu" else "transformers"
     known = PRECISIONS if runtime == "onnx" else ("fp32", "bf16", "fp16")
@@ -71,7 +78,16 @@ def make_engine(name_or_path: str, settings: EngineSettings) -> Engine:
         "kv_bytes": settings.kv_bytes,
         "models": str(settings.models),
     }
-    return LocalEngine(name_or_path, table, threads=threads)
+    if runtime != TENSOR_PARALLEL:
+        return LocalEngine(name_or_path, table, threads=threads)
+    count = settings.tensor_parallel
+    return LocalEngine(
+        name_or_path,
+        table,
+        threads=max(1, threads // count),
+        worker="coordinator.inference.tensor_parallel_worker",
+        arguments=(str(count), device),
+    )
 
 
 def _device() -> str:
