@@ -94,6 +94,9 @@ def start(
     replicas: Annotated[
         int, typer.Option(help="Processes that hold --model, each with its share of the cores.")
     ] = 1,
+    tensor_parallel: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes that hold a part of --model each.")
+    ] = 1,
     upstream: Annotated[
         str, typer.Option(help="In place of --model: addresses of who serves it, by commas.")
     ] = "",
@@ -132,6 +135,7 @@ def start(
             slots=slots,
             kv_mib=kv_memory,
             replicas=replicas,
+            tensor_parallel=tensor_parallel,
             upstream=upstream,
             upstream_model=upstream_model,
             upstream_keys=_from_environment(upstream_key_env),

@@ -20,6 +20,7 @@ AUTO: Final = "auto"
 ENGINES: Final = (AUTO, "onnx", "transformers")
 DEVICES: Final = (AUTO, "cpu", "cuda")
 MAX_REPLICAS: Final = 64
+TENSOR_PARALLEL: Final = "tensor-parallel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class EngineSettings:
         threads: Arithmetic threads; 0 takes every core.
         slots: Most requests at once.
         kv_bytes: Memory for keys and values of requests under way; 0: a share of the machine's.
+        tensor_parallel: Processes that hold a part of the model each; 1 keeps it whole.
     """
 
     models: Path
@@ -44,6 +46,7 @@ class EngineSettings:
     threads: int = 0
     slots: int = SLOTS
     kv_bytes: int = 0
+    tensor_parallel: int = 1
 
 
 def make_engine(name_or_path: str, settings: EngineSettings) -> Engine:
@@ -55,6 +58,10 @@ def make_engine(name_or_path: str, settings: EngineSettings) -> Engine:
     """
     device = settings.device if settings.device != AUTO else _device()
     runtime = settings.runtime
+    if settings.tensor_parallel > 1:
+        if runtime == "onnx":
+            raise ConfigError(["--tensor-parallel: onnx keeps a model whole"], source="options")
+        runtime = TENSOR_PARALLEL
     if runtime == AUTO:
         runtime = "onnx" if device == "cpu" else "transformers"
     known = PRECISIONS if runtime == "onnx" else ("fp32", "bf16", "fp16")
@@ -77,7 +84,16 @@ def make_engine(name_or_path: str, settings: EngineSettings) -> Engine:
         "kv_bytes": settings.kv_bytes,
         "models": str(settings.models),
     }
-    return LocalEngine(name_or_path, table, threads=threads)
+    if runtime != TENSOR_PARALLEL:
+        return LocalEngine(name_or_path, table, threads=threads)
+    count = settings.tensor_parallel
+    return LocalEngine(
+        name_or_path,
+        table,
+        threads=max(1, threads // count),
+        worker="coordinator.inference.tensor_parallel_worker",
+        arguments=(str(count), device),
+    )
 
 
 def _device() -> str:
@@ -98,6 +114,7 @@ class Serving:
         kv_mib: Memory for keys and values on the processor, for all replicas together, in MiB;
             0: a share of the machine's.
         replicas: Processes that hold it, each with its share of the cores.
+        tensor_parallel: Processes that hold a part of it each; 1 keeps it whole.
         upstream: Addresses of those who serve it, separated by commas, in place of ``model``.
         upstream_model: As they call it, and we too.
         upstream_keys: One key for all of them, or one for each, separated by commas.
@@ -111,6 +128,7 @@ class Serving:
     slots: int = SLOTS
     kv_mib: int = 0
     replicas: int = 1
+    tensor_parallel: int = 1
     upstream: str = ""
     upstream_model: str = ""
     upstream_keys: str = field(default="", repr=False)
@@ -156,6 +174,7 @@ class Serving:
             threads=max(1, (os.cpu_count() or 1) // self.replicas),
             slots=self.slots,
             kv_bytes=self.kv_mib * 2**20 // self.replicas,
+            tensor_parallel=self.tensor_parallel,
         )
         engines = [make_engine(self.model, settings) for _ in range(self.replicas)]
         return engines[0] if len(engines) == 1 else ReplicatedEngine(engines)

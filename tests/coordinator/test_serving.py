@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from coordinator.inference.transformers_engine import TransformersEngine
 from typer.testing import CliRunner
 
 from coordinator.commands import up
 from coordinator.inference.engine import EngineState
 from coordinator.inference.replicated_engine import ReplicatedEngine
 from coordinator.inference.run_adapters import adapters_by_name
-from coordinator.inference.transformers_engine import TransformersEngine
 from coordinator.inference.upstream_engine import UpstreamEngine
 from coordinator.process import Serving
 from shared.errors import ConfigError, ModelError
