@@ -30,6 +30,7 @@ FRAMEWORKS = frozenset(
 
 
 _GRAPHS = {
+    "coordinator/registry/causal_graph.py",
     "coordinator/registry/graph.py",
     "coordinator/registry/model_import.py",
     "coordinator/registry/passes.py",
@@ -39,9 +40,12 @@ _GRAPHS = {
 HOMES = {
     "amqtt": {"coordinator/broker/amqtt_main.py"},
     "dp_accounting": {"sim/bench/accountant.py"},
+    "jinja2": {"coordinator/inference/engine_text.py", "sim/html_report.py"},
     "lancedb": {"coordinator/retrieval/lance_vectors.py"},
     "onnx": _GRAPHS,
+    "onnxruntime_genai": {"coordinator/registry/causal_graph.py"},
     "onnxruntime": {
+        "coordinator/inference/onnx_model.py",
         "coordinator/registry/quantisation.py",
         "shared/models/graph_session.py",
     },
@@ -68,17 +72,31 @@ HOMES = {
     },
     "nvflare": {"sim/bench/nvflare_he.py"},
     "tenseal": {"shared/crypto/public_key.py", "sim/bench/nvflare_he.py"},
-    "tokenizers": {"coordinator/reading/training.py", "shared/models/graph_session.py"},
+    "tokenizers": {
+        "coordinator/inference/engine_text.py",
+        "coordinator/reading/training.py",
+        "shared/models/graph_session.py",
+        "sim/bench/serving_baselines.py",
+    },
     "torch": {
+        "coordinator/inference/tensor_parallel.py",
+        "coordinator/inference/tensor_parallel_worker.py",
+        "coordinator/inference/transformers_runtime.py",
         "coordinator/reading/training.py",
         "coordinator/registry/tiny.py",
+        "coordinator/registry/causal_graph.py",
         "edge_agent/training/dp_sgd.py",
         "shared/models/pytorch.py",
+        "sim/bench/serving_baselines.py",
     },
+    "llguidance": {"coordinator/inference/schema.py"},
     "transformers": {
+        "coordinator/inference/tensor_parallel.py",
+        "coordinator/inference/transformers_runtime.py",
         "coordinator/reading/training.py",
         "coordinator/registry/tiny.py",
         "shared/models/pytorch.py",
+        "sim/bench/serving_baselines.py",
     },
     "uvicorn": {"shared/loopback.py"},
     "wandb": {"sim/wandb_child.py"},
