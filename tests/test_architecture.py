@@ -39,6 +39,7 @@ _GRAPHS = {
 HOMES = {
     "amqtt": {"coordinator/broker/amqtt_main.py"},
     "dp_accounting": {"sim/bench/accountant.py"},
+    "jinja2": {"coordinator/inference/engine_text.py"},
     "lancedb": {"coordinator/retrieval/lance_vectors.py"},
     "onnx": _GRAPHS,
     "onnxruntime": {
@@ -68,7 +69,11 @@ HOMES = {
     },
     "nvflare": {"sim/bench/nvflare_he.py"},
     "tenseal": {"shared/crypto/public_key.py", "sim/bench/nvflare_he.py"},
-    "tokenizers": {"coordinator/reading/training.py", "shared/models/graph_session.py"},
+    "tokenizers": {
+        "coordinator/inference/engine_text.py",
+        "coordinator/reading/training.py",
+        "shared/models/graph_session.py",
+    },
     "torch": {
         "coordinator/reading/training.py",
         "coordinator/registry/tiny.py",
