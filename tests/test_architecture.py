@@ -39,7 +39,6 @@ _GRAPHS = {
 HOMES = {
     "amqtt": {"coordinator/broker/amqtt_main.py"},
     "dp_accounting": {"sim/bench/accountant.py"},
-    "jinja2": {"coordinator/inference/engine_text.py"},
     "lancedb": {"coordinator/retrieval/lance_vectors.py"},
     "onnx": _GRAPHS,
     "onnxruntime": {
