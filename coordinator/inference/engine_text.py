@@ -4,17 +4,20 @@ X1  a conversation becomes the very tokens that adapters were trained with
     (:func:`shared.models.pytorch.prompt_ids`), without torch, which transformers' tokenizers import
 X2  pieces put together are the whole answer decoded at once, up to the first stop string
 X3  a piece holds whole characters only, and nothing in which a stop string may still begin
+X4  a token costs the same wherever it stands, whatever the model writes: all requests of a process
+    wait for it
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from coordinator.inference.engine import Alternative, ChatMessage, Piece, TokenLogprob
 from coordinator.inference.token_runtime import Emitted
@@ -26,6 +29,8 @@ _CUT: Final = "\N{REPLACEMENT CHARACTER}"
 """What half a character decodes to: tokens are pieces of bytes."""
 
 _NAMES: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+_PENDING: Final = 16
+"""Tokens that may wait for the rest of a character, of which four suffice; more are no character."""
 _BYTE: Final = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -48,30 +53,49 @@ class TextModel:
             raise ModelError(f"{path} is no tokenizer that can be used: {err}") from err
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._in_bytes = "ByteLevel" in json.dumps(table.get("decoder"))
-        config = _config(folder)
+        decoder = table.get("decoder")
+        self._in_bytes = "ByteLevel" in json.dumps(decoder)
+        self._bytes_alone = isinstance(decoder, dict) and decoder.get("type") == "ByteLevel"
+        added: Mapping[int, Any] = self._tokenizer.get_added_tokens_decoder()
+        self._hidden = frozenset(token for token, each in added.items() if each.special)
+        config = _object_in(folder / "tokenizer_config.json")
+        if "added_tokens_decoder" not in config:  # older models name them in a file of their own
+            config = {**config, **_object_in(folder / "special_tokens_map.json")}
         special = {name: _content(config.get(name)) for name in _NAMES}
         self._special = {name: text for name, text in special.items() if text is not None}
         self._end = self._tokenizer.token_to_id(self._special.get("eos_token", ""))
         self._template = _template(folder, config)
-        self._vocabulary = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        size = _object_in(folder / "config.json").get("vocab_size")
+        known = self._tokenizer.get_vocab(with_added_tokens=True)
+        # Models may have more places than tokens, and are asked with any of them.
+        self._vocabulary = size if isinstance(size, int) else max(known.values(), default=-1) + 1
 
     def tokens_of(self, prompt: Sequence[ChatMessage] | Sequence[int] | str) -> list[int]:
         """Tokens of a conversation up to where the model's turn begins (X1), or of a text.
 
         Raises:
-            PromptRefused: the template does not take such a conversation, or a token is unknown.
+            PromptRefused: there is nothing in it, the template does not take such a conversation,
+                or the model has no such token.
         """
+        tokens = self._tokens_of(prompt)
+        if not tokens:
+            raise PromptRefused("the prompt is empty: 0 tokens")
+        return tokens
+
+    def _tokens_of(self, prompt: Sequence[ChatMessage] | Sequence[int] | str) -> list[int]:
         if isinstance(prompt, str):
             return list(self._encoded(prompt, special=True))
-        if not prompt:
-            return []
         turns = [turn for turn in prompt if isinstance(turn, ChatMessage)]
-        if len(turns) == len(prompt):
+        if turns and len(turns) == len(prompt):
             return self._conversation(turns)
-        tokens = [token for token in prompt if isinstance(token, int)]
-        if any(token < 0 for token in tokens):
-            raise PromptRefused("a token is a number from 0")
+        tokens: list[int] = []
+        for token in prompt:
+            # Beyond the model's places it would end the process, and with it everybody's answers.
+            if type(token) is not int or not 0 <= token < self._vocabulary:
+                raise PromptRefused(
+                    f"{token!r} is no token of the model: they go from 0 to {self._vocabulary - 1}"
+                )
+            tokens.append(token)
         return tokens
 
     def _conversation(self, turns: Sequence[ChatMessage]) -> list[int]:
@@ -111,8 +135,18 @@ class TextModel:
             ends: Tokens that end the turn, which are not shown.
             logprobs: Whether pieces carry them.
         """
-        alternative = self.alternative if logprobs else None
-        return TextStream(self._decoded, stop=stop, ends=ends, alternative=alternative)
+        characters = _Utf8(self._bytes) if self._bytes_alone else _Window(self._decoded)
+        return TextStream(
+            characters,
+            stop=stop,
+            ends=ends,
+            hidden=self._is_hidden,
+            alternative=self.alternative if logprobs else None,
+        )
+
+    def _is_hidden(self, token: int) -> bool:
+        """Whether decoding passes over it: a special token, or one that the tokenizer lacks."""
+        return token in self._hidden or self._tokenizer.id_to_token(token) is None
 
     def _decoded(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
@@ -136,26 +170,83 @@ class TextModel:
         return str(piece).replace("▁", " ").encode()
 
 
+class _Characters(Protocol):
+    """Tokens in, whole characters out."""
+
+    def feed(self, token: int) -> str:
+        """What is whole with this token and was not said before."""
+        ...
+
+    def finish(self) -> str:
+        """What is left when no token follows, without half a character."""
+        ...
+
+
+class _Utf8:
+    """Of tokens that are pieces of UTF-8 and nothing else."""
+
+    def __init__(self, data_of: Callable[[int], bytes]) -> None:
+        self._data_of = data_of
+        # It gives one replacement character for as many bytes as the tokenizers' decoder does.
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token: int) -> str:
+        return self._decoder.decode(self._data_of(token))
+
+    def finish(self) -> str:
+        return ""
+
+
+class _Window:
+    """Of tokens whose neighbours decide how they are written.
+
+    Decoded is from the last token that was shown on, since the whole answer would be decoded again
+    for each of its tokens.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._shown: list[int] = []
+        self._pending: list[int] = []
+
+    def feed(self, token: int) -> str:
+        self._pending.append(token)
+        new = self._new()
+        if len(self._pending) <= _PENDING and (not new or new.endswith(_CUT)):
+            return ""
+        self._shown, self._pending = self._pending, []
+        return new
+
+    def finish(self) -> str:
+        return self._new().rstrip(_CUT)
+
+    def _new(self) -> str:
+        before = self._decode(self._shown)
+        now = self._decode(self._shown + self._pending)
+        if now.startswith(before):
+            return now[len(before) :]
+        # A byte that belongs to no character makes the decoder take back the whole characters
+        # before it that are spelt in bytes as well; those were shown.
+        return self._decode(self._pending)
+
+
 class TextStream:
     """The text of one answer while its tokens come in (X2, X3)."""
 
     def __init__(
         self,
-        decode: Callable[[Sequence[int]], str],
+        characters: _Characters,
         *,
         stop: Sequence[str],
         ends: Collection[int],
+        hidden: Callable[[int], bool],
         alternative: Callable[[int, float], Alternative] | None,
     ) -> None:
-        self._decode = decode
+        self._characters = characters
         self._stop = tuple(stop)
         self._ends = ends
+        self._is_hidden = hidden
         self._alternative = alternative
-        self._tokens: list[int] = []
-        # Decoded is from the last token that was shown on: its neighbours decide about spaces
-        # and halves, while the whole answer would be decoded again for each of its tokens.
-        self._from = 0
-        self._to = 0
         self._held = ""
         self._stopped = False
 
@@ -165,36 +256,27 @@ class TextStream:
         return self._stopped
 
     def feed(self, emitted: Emitted) -> Piece | None:
-        """Take a token; what may be shown now, or ``None``."""
+        """Take a token; what may be shown now, or ``None``. Nothing is after a stop string."""
+        if self._stopped:
+            return None
         logprobs: tuple[TokenLogprob, ...] = ()
         if self._alternative is not None:
             chosen = self._alternative(emitted.token, emitted.logprob)
             others = tuple(self._alternative(*each) for each in emitted.likeliest)
             logprobs = (TokenLogprob(chosen, others),)
         text = ""
-        if emitted.token not in self._ends:
-            self._tokens.append(emitted.token)
-            text = self._shown(self._whole_characters())
+        if emitted.token not in self._ends and not self._is_hidden(emitted.token):
+            text = self._shown(self._characters.feed(emitted.token))
         return Piece(text, logprobs) if text or logprobs else None
 
     def finish(self) -> Piece | None:
         """What was held back, when no more tokens come."""
         if self._stopped:
             return None
-        rest = self._decode(self._tokens[self._from :])
-        new = rest[len(self._decode(self._tokens[self._from : self._to])) :].rstrip(_CUT)
-        text = self._shown(new)
+        text = self._shown(self._characters.finish())
         if not self._stopped:
-            text += self._held
+            text, self._held = text + self._held, ""
         return Piece(text) if text else None
-
-    def _whole_characters(self) -> str:
-        before = self._decode(self._tokens[self._from : self._to])
-        now = self._decode(self._tokens[self._from :])
-        if len(now) <= len(before) or now.endswith(_CUT):
-            return ""
-        self._from, self._to = self._to, len(self._tokens)
-        return now[len(before) :]
 
     def _shown(self, new: str) -> str:
         """What may be shown of the text held so far and ``new``; looks for stop strings."""
@@ -231,8 +313,8 @@ def _byte_of() -> Mapping[str, int]:
     return table | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
-def _config(folder: Path) -> Mapping[str, Any]:
-    path = folder / "tokenizer_config.json"
+def _object_in(path: Path) -> Mapping[str, Any]:
+    """The object in a JSON file; an empty one if there is no file."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -249,6 +331,23 @@ def _content(token: Any) -> str | None:
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As transformers spells JSON in templates; that of jinja2 escapes what HTML would."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _template(folder: Path, config: Mapping[str, Any]) -> Any:
@@ -282,9 +381,7 @@ def _template(folder: Path, config: Mapping[str, Any]) -> Any:
     environment = sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-        value, ensure_ascii=False, indent=indent
-    )
+    environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
     try:
