@@ -9,7 +9,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -17,7 +17,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from shared.errors import AccessDenied, CoordinatorUnavailable, RoundError
+from shared.errors import AccessDenied, ConfigError, CoordinatorUnavailable, RoundError
+
+if TYPE_CHECKING:
+    from coordinator.inference.upstream_wire import AdapterNames
 
 up = typer.Typer(add_completion=False)
 run = typer.Typer(help="Federated runs.", no_args_is_help=True)
@@ -69,8 +72,47 @@ def start(
             help="postgresql://… with pgvector, for collections of passages; else files in the home.",
         ),
     ] = "",
+    engine: Annotated[
+        str, typer.Option(help="What runs --model: 'onnx' on the processor, 'transformers'.")
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="'cpu' or 'cuda'; else a GPU where there is one.")
+    ] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Of its weights: fp32, int8, int4 (onnx); fp32, bf16, fp16 (transformers)."
+        ),
+    ] = "auto",
+    slots: Annotated[
+        int, typer.Option(min=1, max=1024, help="Requests that it works on at once.")
+    ] = 16,
+    kv_memory: Annotated[
+        int,
+        typer.Option(min=0, help="MiB for keys and values on the processor; 0: an eighth of all."),
+    ] = 0,
+    replicas: Annotated[
+        int, typer.Option(help="Processes that hold --model, each with its share of the cores.")
+    ] = 1,
+    tensor_parallel: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes that hold a part of --model each.")
+    ] = 1,
+    upstream: Annotated[
+        str, typer.Option(help="In place of --model: addresses of who serves it, by commas.")
+    ] = "",
+    upstream_model: Annotated[str, typer.Option(help="The model as they call it.")] = "",
+    upstream_key_env: Annotated[
+        str,
+        typer.Option(
+            help="Environment variable with their key: one for all, or one each, by commas."
+        ),
+    ] = "",
+    upstream_adapters: Annotated[
+        str, typer.Option(help="How they call a run's adapter: 'llmos' (MODEL:RUN) or 'plain'.")
+    ] = "llmos",
 ) -> None:
     """Start a coordinator: registry, federated rounds, HTTP API and a broker, on loopback."""
+    from coordinator.inference.engines import Serving
     from coordinator.process import run_coordinator
     from shared.logs import set_up_logs
 
@@ -81,12 +123,45 @@ def start(
         broker_port=broker_port,
         broker=broker,
         key_holder=key_holder,
-        model=model,
         cache=cache,
         encoder=encoder,
         reader=reader,
         vectors=vectors,
+        serving=Serving(
+            model=model,
+            engine_kind=engine,
+            device=device,
+            precision=precision,
+            slots=slots,
+            kv_mib=kv_memory,
+            replicas=replicas,
+            tensor_parallel=tensor_parallel,
+            upstream=upstream,
+            upstream_model=upstream_model,
+            upstream_keys=_from_environment(upstream_key_env),
+            adapter_names=_adapter_names(upstream_adapters),
+        ),
     )
+
+
+def _from_environment(variable: str) -> str:
+    """A key, which has no place on a command line that every process can read."""
+    if not variable:
+        return ""
+    value = os.environ.get(variable, "")
+    if not value:
+        raise ConfigError(
+            [f"--upstream-key-env: the variable {variable} is not set"], source="options"
+        )
+    return value
+
+
+def _adapter_names(text: str) -> AdapterNames:
+    if text not in ("llmos", "plain"):
+        raise ConfigError(
+            [f"--upstream-adapters: 'llmos' or 'plain', not {text!r}"], source="options"
+        )
+    return "plain" if text == "plain" else "llmos"
 
 
 class Client:

@@ -14,10 +14,10 @@ from coordinator.api.app import Services, create_app
 from coordinator.broker.embedded import EmbeddedBroker
 from coordinator.coordinator import Coordinator
 from coordinator.inference.answer_cache import AnswerCache, MemoryStore
-from coordinator.inference.engines import EngineSettings, make_engine
+from coordinator.inference.engines import Serving
 from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.redis_store import RedisStore
-from coordinator.inference.run_adapters import run_adapters
+from coordinator.inference.run_adapters import adapters_by_name, run_adapters
 from coordinator.inference.run_heads import run_heads
 from coordinator.inference.serve_texts import NO_ENCODER, serve_texts
 from coordinator.inference.serving_metrics import ServingMetrics
@@ -44,7 +44,7 @@ def run_coordinator(
     broker_port: int,
     broker: str,
     key_holder: str,
-    model: str = "",
+    serving: Serving | None = None,
     cache: str = "memory",
     encoder: str = NO_ENCODER,
     reader: str = "",
@@ -58,8 +58,8 @@ def run_coordinator(
         broker_port: Of the broker that is started; 0 finds a free one.
         broker: ``HOST:PORT`` of a broker that runs already; empty starts one.
         key_holder: The key holder's public key; empty for clear runs only.
-        model: Folder or hub id of the language model to serve; empty for none. It is loaded
-            after the coordinator is ready.
+        serving: Which language model to serve; ``None`` for none. It is loaded after the
+            coordinator is ready.
         cache: Where exact answers are kept: ``memory``, a Redis URL, or ``none``.
         encoder: Folder or hub id of the model that embeds and classifies texts; empty for MiniLM
             if it is on this machine, imported when it is first needed; ``none`` for none.
@@ -68,13 +68,15 @@ def run_coordinator(
             keeps them in the home.
 
     Raises:
-        ConfigError: a port is taken, or an address or key is malformed.
+        ConfigError: a port is taken, an address or key is malformed, or options of ``serving``
+            contradict each other.
         ModelError: a model is neither a folder with one nor written like a hub id.
         BrokerUnavailable: there is no broker and none can be started.
         StorageError: the home cannot be used.
     """
     holder = parse_public(key_holder) if key_holder else None
-    engine = make_engine(model, EngineSettings(home / "models")) if model else None
+    serving = serving or Serving()
+    engine = serving.engine(home / "models")
     with ExitStack() as stack:
         stack.enter_context(home_lock(home))
         metrics, answers = ServingMetrics(), _answer_cache(cache)
@@ -122,7 +124,7 @@ def run_coordinator(
                 stop_run=lambda run, why: loop.post(lambda: coordinator.stop_run(run, why)),
                 is_ready=lambda: transport.connected,
                 desk=desk,
-                adapter_of=run_adapters(store),
+                adapter_of=adapters_by_name if serving.upstream else run_adapters(store),
                 metrics=metrics,
                 metrics_token=secret_token(home / "metrics.token"),
                 texts=texts.services,

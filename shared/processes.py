@@ -62,12 +62,17 @@ def _frames() -> tuple[IO[bytes], IO[bytes]]:
 
 
 def _spawned(
-    module: str, *, memory_limit_bytes: int | None, threads: int, nice: int
+    module: str,
+    *,
+    memory_limit_bytes: int | None,
+    threads: int,
+    nice: int,
+    arguments: Sequence[str] = (),
 ) -> subprocess.Popen[bytes]:
     environment = os.environ | dict.fromkeys(
         ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)
     )
-    words = [module, str(memory_limit_bytes or 0), str(nice), str(os.getpid())]
+    words = [module, str(memory_limit_bytes or 0), str(nice), str(os.getpid()), *arguments]
     return subprocess.Popen(  # noqa: S603  our own module, no shell
         [sys.executable, "-m", "shared.processes", *words],
         stdin=subprocess.PIPE,
@@ -180,13 +185,17 @@ class TalkingChild:
     One thread receives; any thread may send. A child that died is not started again: make another.
     """
 
-    def __init__(self, module: str, *, threads: int = 1, nice: int = 0) -> None:
-        """Start ``python -m module``, which must use a :class:`Line`. Arguments as :class:`Child`.
+    def __init__(
+        self, module: str, *, threads: int = 1, nice: int = 0, arguments: Sequence[str] = ()
+    ) -> None:
+        """Start ``python -m module arguments``, which must use a :class:`Line`.
 
-        The process ends with the *thread* that called this (see :func:`die_with_parent`).
+        ``threads`` and ``nice`` as :class:`Child`. The process ends with the *thread* that called this (see :func:`die_with_parent`).
         """
         self._module = module
-        self._process = _spawned(module, memory_limit_bytes=None, threads=threads, nice=nice)
+        self._process = _spawned(
+            module, memory_limit_bytes=None, threads=threads, nice=nice, arguments=arguments
+        )
         self._sending = Lock()
 
     @property
@@ -338,6 +347,7 @@ def main() -> None:
     if limit:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     os.nice(nice)
+    sys.argv[1:] = sys.argv[5:]
     runpy.run_module(module, run_name="__main__")
 
 

@@ -58,8 +58,11 @@ HOMES = {
     "prometheus_client": {"coordinator/inference/serving_metrics.py"},
     "redis": {"coordinator/inference/redis_store.py"},
     "starlette": {
+        "coordinator/api/answering.py",
         "coordinator/api/bodies.py",
+        "coordinator/api/openai_errors.py",
         "coordinator/api/problems.py",
+        "coordinator/api/request_ids.py",
         "edge_agent/api/app.py",
         "edge_agent/api/server.py",
     },

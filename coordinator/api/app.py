@@ -22,6 +22,7 @@ from coordinator.api.chat import chat_routes
 from coordinator.api.collections import collection_routes
 from coordinator.api.embeddings import embedding_routes
 from coordinator.api.keys import key_routes
+from coordinator.api.request_ids import RequestIds
 from coordinator.api.tasks import task_routes
 from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
 from coordinator.inference.front_desk import Caller, FrontDesk
@@ -129,6 +130,7 @@ def create_app(services: Services) -> FastAPI:
         is_admin=access.is_admin,
         is_caller=lambda shown: access.caller(shown) is not None,
     )
+    app.add_middleware(RequestIds)
 
     def authorised(authorization: Annotated[str, Header()] = "") -> None:
         if not access.is_admin(authorization):

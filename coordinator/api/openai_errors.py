@@ -1,4 +1,4 @@
-"""What every route that OpenAI's clients use has in common: bounded bodies, and errors that they read.
+"""What all routes that OpenAI's clients use have in common: bounded bodies, and errors they read.
 
 H1  what cannot be done is refused by the field's name, never ignored
 H2  errors have the shape that OpenAI's clients read, and say when to come again
@@ -6,7 +6,7 @@ H2  errors have the shape that OpenAI's clients read, and say when to come again
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar, Final
 
@@ -16,14 +16,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException as AnyHTTPException
 
-from coordinator.api.problems import status_of
+from coordinator.api.problems import retry_headers, status_of
 from shared.errors import LlmOsError
 
 MAX_BODY_BYTES: Final = 4_000_000
-RETRY_AFTER_S: Final = 1
 
-_NOT_DONE: Final = frozenset({"extra_forbidden", "literal_error"})
+_MAX_NAMED: Final = 10
+"""Problems of one body that are named; a list of a million wrong things has as many."""
+
+_NOT_DONE: Final = frozenset(
+    {"extra_forbidden", "literal_error", "none_required", "union_tag_invalid"}
+)
 
 log = structlog.get_logger()
 
@@ -39,7 +44,7 @@ class Body(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         """Remember the names of the fields."""
-        Body.known.update(cls.model_fields)
+        Body.known.update(field.alias or name for name, field in cls.model_fields.items())
 
 
 class Refused(HTTPException):
@@ -50,9 +55,9 @@ class Refused(HTTPException):
         self.param, self.code = param, code
 
 
-def bad(param: str, message: str) -> Refused:
+def bad(param: str, message: str, *, code: str = "invalid_value") -> Refused:
     """A 400 that names the field."""
-    return Refused(HTTPStatus.BAD_REQUEST, f"{param}: {message}", param=param, code="invalid_value")
+    return Refused(HTTPStatus.BAD_REQUEST, f"{param}: {message}", param=param, code=code)
 
 
 class _BoundedRequest(Request):
@@ -89,56 +94,114 @@ class OpenAiRoute(APIRoute):
             except Refused as err:
                 status = HTTPStatus(err.status_code)
                 return error(status, str(err.detail), param=err.param, code=err.code)
+            except AnyHTTPException as err:
+                # The framework's: JSON nested too deep, bytes that are no text, a body too long.
+                return error(HTTPStatus(err.status_code), str(err.detail), code="request")
             except LlmOsError as err:
-                status = status_of(type(err))
-                log.info("request.refused", code=err.code, path=self.path, status=int(status))
-                hidden = status is HTTPStatus.INTERNAL_SERVER_ERROR
-                return error(
-                    status,
-                    status.phrase if hidden else str(err),
-                    code=err.code,
-                    retry=err.retryable,
-                )
+                return refusal(err, path=self.path)
 
         return handler
 
 
+def refusal(err: LlmOsError, *, path: str) -> Response:
+    """An error of ours in place of an answer."""
+    status = status_of(type(err))
+    log.info("request.refused", code=err.code, path=path, status=int(status))
+    headers = retry_headers(err)
+    if status is HTTPStatus.SERVICE_UNAVAILABLE and not err.retryable:
+        headers["X-Should-Retry"] = "false"  # otherwise OpenAI's clients try a 503 three times
+    return error(status, _told(err), code=err.code, headers=headers)
+
+
+def broken_off(err: LlmOsError) -> dict[str, Any]:
+    """An error of ours after a part of the answer, as OpenAI's clients find it in a stream."""
+    log.warning("answer.broken_off", code=err.code)
+    return _body(status_of(type(err)), _told(err), code=err.code)
+
+
 def error(
-    status: HTTPStatus, message: str, *, code: str, param: str | None = None, retry: bool = False
+    status: HTTPStatus,
+    message: str,
+    *,
+    code: str,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     """An error as OpenAI's clients read it."""
-    headers = {"WWW-Authenticate": "Bearer"} if status is HTTPStatus.UNAUTHORIZED else {}
-    if retry:
-        headers["Retry-After"] = str(RETRY_AFTER_S)
-    kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+    challenge = {"WWW-Authenticate": "Bearer"} if status is HTTPStatus.UNAUTHORIZED else {}
+    return JSONResponse(
+        _body(status, message, code=code, param=param),
+        status_code=status,
+        headers={**challenge, **(headers or {})},
+    )
+
+
+def _told(err: LlmOsError) -> str:
+    status = status_of(type(err))
+    return status.phrase if status is HTTPStatus.INTERNAL_SERVER_ERROR else str(err)
+
+
+def _body(
+    status: HTTPStatus, message: str, *, code: str, param: str | None = None
+) -> dict[str, Any]:
+    if status is HTTPStatus.TOO_MANY_REQUESTS:
+        kind = "rate_limit_error"
+    elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        kind = "server_error"
+    else:
+        kind = "invalid_request_error"
     # A lone surrogate, which a request's JSON can spell, has no place in ours.
-    text = message.encode(errors="backslashreplace").decode()
-    body = {"error": {"message": text, "type": kind, "param": param, "code": code}}
-    return JSONResponse(body, status_code=status, headers=headers)
+    text, name = (
+        each.encode(errors="backslashreplace").decode() if each is not None else None
+        for each in (message, param)
+    )
+    return {"error": {"message": text, "type": kind, "param": name, "code": code}}
 
 
 def _malformed(err: RequestValidationError) -> Response:
-    """Name every field that is wrong; ``param`` is the first."""
-    problems: dict[str, str] = {}
-    for detail in err.errors():
-        if detail["type"] == "json_invalid":
-            problems["body"] = f"not JSON: {detail['ctx']['error']}"
-            continue
-        location = [str(part) for part in detail["loc"][1:]]
-        # Of a union pydantic also names the member it tried, as if that were a place.
-        last = [] if detail["type"] != "extra_forbidden" else [location.pop()]
-        known = [part for part in location if part.isdecimal() or part in Body.known]
-        field = ".".join([*known, *last])
-        message = detail["msg"]
-        if detail["type"] == "extra_forbidden":
-            message = "this server does not support it"
-        elif detail["type"] == "literal_error":
-            message = f"this server supports {detail['ctx']['expected'].lower()} only"
-        problems.setdefault(field or "body", message)
-    unsupported = any(detail["type"] in _NOT_DONE for detail in err.errors())
+    """Name what is wrong; ``param`` is the first."""
+    details = err.errors()
+    problems: dict[str, Mapping[str, Any]] = {}
+    for detail in details:
+        if len(problems) == _MAX_NAMED:
+            break
+        # A member of a union that is of another type altogether says least about what is wrong.
+        field = _field(detail)
+        if field not in problems or problems[field]["type"].endswith("_type"):
+            problems[field] = detail
+    outer = {field for field in problems if any(each.startswith(f"{field}.") for each in problems)}
+    told = {field: _message(detail) for field, detail in problems.items() if field not in outer}
+    unsupported = any(detail["type"] in _NOT_DONE for detail in details)
     return error(
         HTTPStatus.BAD_REQUEST,
-        "; ".join(f"{field}: {message}" for field, message in problems.items()),
-        param=next(iter(problems)),
+        "; ".join(f"{field}: {message}" for field, message in told.items()),
+        param=next(iter(told)),
         code="unsupported_value" if unsupported else "invalid_value",
     )
+
+
+def _field(detail: Mapping[str, Any]) -> str:
+    """Where in the body. Of a union pydantic also names the member, as if that were a place."""
+    if detail["type"] == "json_invalid":
+        return "body"
+    location = [str(part) for part in detail["loc"][1:]]
+    last = [] if detail["type"] != "extra_forbidden" else [location.pop()[:100]]
+    known = [part for part in location if part.isdecimal() or part in Body.known]
+    places = [place for place, before in zip(known, ["", *known], strict=False) if place != before]
+    return ".".join([*places, *last]) or "body"
+
+
+def _message(detail: Mapping[str, Any]) -> str:
+    match detail["type"]:
+        case "json_invalid":
+            return f"not JSON: {detail['ctx']['error']}"
+        case "extra_forbidden" | "none_required":
+            return "this server does not support it"
+        case "literal_error":
+            return f"this server supports {detail['ctx']['expected'].lower()} only"
+        case "model_attributes_type":
+            return "a JSON object is needed here, in a body of content type application/json"
+        case "value_error":
+            return str(detail["ctx"]["error"])
+        case _:
+            return str(detail["msg"])

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from typing import Any, Final
@@ -79,6 +79,7 @@ class LocalEngine:
         threads: int,
         stuck_s: float = STUCK_S,
         worker: str = _WORKER,
+        arguments: Sequence[str] = (),
     ) -> None:
         """Describe the engine; :meth:`start` loads the model.
 
@@ -88,6 +89,7 @@ class LocalEngine:
             threads: Arithmetic threads of the process.
             stuck_s: Silence, while there is work, after which the process is replaced (T3).
             worker: The module that runs in the process.
+            arguments: On its command line.
 
         Raises:
             ModelError: it is neither a folder with a model nor written like a hub id.
@@ -98,6 +100,7 @@ class LocalEngine:
         self._threads = threads
         self._stuck_s = stuck_s
         self._worker = worker
+        self._arguments = tuple(arguments)
         self._lock = threading.Lock()
         self._numbers = count(1)
         self._child: TalkingChild | None = None
@@ -211,7 +214,9 @@ class LocalEngine:
         """Start processes and receive from them, one after the other, until closed."""
         failures = 0
         while not self._closed.is_set():
-            child = TalkingChild(self._worker, threads=self._threads, nice=_NICE)
+            child = TalkingChild(
+                self._worker, threads=self._threads, nice=_NICE, arguments=self._arguments
+            )
             with self._lock:
                 self._child, self._sent_adapters = child, set()
             try:

@@ -13,6 +13,7 @@ from coordinator.inference.onnx_model import OnnxModel
 from coordinator.inference.prefix_cache import MemoryBlocks, PrefixCache
 from coordinator.inference.schema import Follower, Schemas
 from coordinator.inference.slots import SlotRuntime
+from coordinator.inference.step_model import StepModel
 from coordinator.registry.causal_graph import Precision, causal_graph
 from shared.errors import ModelError
 from shared.models.encoder import BaseModel
@@ -72,12 +73,12 @@ def open_onnx_runtime(base: BaseModel, models_folder: Path, settings: OnnxSettin
         model,
         slots=settings.slots,
         kv_tokens=kv_tokens,
-        follow=_when_asked(base, model),
+        follow=when_asked(base, model),
         prefixes=prefixes,
     )
 
 
-def _when_asked(base: BaseModel, model: OnnxModel) -> Callable[[str], Follower]:
+def when_asked(base: BaseModel, model: StepModel) -> Callable[[str], Follower]:
     """Read the tokenizer for schemas at the first schema: most servers never see one."""
 
     @lru_cache(maxsize=1)

@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 
 from coordinator.api.app import Services, create_app
+from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.text_services import TextServices
 from shared.errors import RunNotFound
 from shared.types import RunId
@@ -36,7 +37,7 @@ def text_app(texts: TextServices) -> Any:
             now=time.time,
             stop_run=nothing,
             is_ready=lambda: True,
-            engine=None,
+            desk=FrontDesk({}),
             adapter_of=adapter_of,
             texts=texts,
         )
