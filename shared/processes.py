@@ -190,13 +190,16 @@ class TalkingChild:
     ) -> None:
         """Start ``python -m module arguments``, which must use a :class:`Line`.
 
-        ``threads`` and ``nice`` as :class:`Child`. The process ends with the *thread* that called this (see :func:`die_with_parent`).
+        ``threads`` and ``nice`` as :class:`Child`. The process ends with the *thread* that called
+        this (see :func:`die_with_parent`).
         """
         self._module = module
         self._process = _spawned(
             module, memory_limit_bytes=None, threads=threads, nice=nice, arguments=arguments
         )
-        self._sending = Lock()
+        self._told: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._teller = threading.Thread(target=self._tell, daemon=True, name="pipe")
+        self._teller.start()
 
     @property
     def pid(self) -> int:
@@ -204,19 +207,24 @@ class TalkingChild:
         return self._process.pid
 
     def send(self, message: Any) -> None:
-        """Tell the child something. Blocks while the pipe is full.
+        """Tell the child something. Returns at once, also while the child does not listen.
 
         Raises:
             ChildDied: it has ended.
         """
         frame = cbor2.dumps(message)
+        if self._process.poll() is not None:
+            raise errors.ChildDied(f"the worker {self._module} has ended")
+        self._told.put(frame)
+
+    def _tell(self) -> None:
+        """Write what is sent: a pipe that is full must not hold up an event loop that sends."""
         pipe = self._process.stdin
         assert pipe is not None
-        try:
-            with self._sending:
+        # Whoever receives hears of its end.
+        with contextlib.suppress(OSError):
+            while (frame := self._told.get()) is not None:
                 _write(pipe, frame)
-        except (OSError, ValueError) as err:
-            raise errors.ChildDied(f"the worker {self._module} has ended") from err
 
     def receive(self) -> Any:
         """Wait for what the child tells next.
@@ -243,6 +251,8 @@ class TalkingChild:
         """
         self._process.kill()
         status = self._process.wait()
+        self._told.put(None)
+        self._teller.join()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):

@@ -8,6 +8,7 @@ W2  between two steps everything that was told meanwhile is heeded, and a sign o
 from __future__ import annotations
 
 import os
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -68,6 +69,10 @@ class EngineWorker:
         try:
             return self._ask(number, message)
         except LlmOsError as err:
+            return [[number, "error", type(err).__name__, str(err)]]
+        except Exception as err:  # noqa: BLE001  a fault of ours; the others' answers go on (W1)
+            traceback.print_exc()
+            self._runtime.cancel(number)
             return [[number, "error", type(err).__name__, str(err)]]
 
     def _ask(self, number: int, message: Mapping[str, Any]) -> list[Event]:

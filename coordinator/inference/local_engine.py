@@ -107,8 +107,10 @@ class LocalEngine:
         self._asked: dict[int, _Asked] = {}
         self._sent_adapters: set[str] = set()
         self._heard_at = 0.0
-        self._load = EngineLoad()
+        # What processes that are over have counted, and what this one last told.
+        self._loads = (EngineLoad(), EngineLoad())
         self._restarts = 0
+        self._failures = 0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._live, daemon=True, name="language-model")
         self._watch = threading.Thread(target=self._watching, daemon=True, name="model-watch")
@@ -121,7 +123,14 @@ class LocalEngine:
     @property
     def load(self) -> EngineLoad:
         """How busy it is, as the process last told."""
-        return replace(self._load, restarts=self._restarts)
+        earlier, load = self._loads
+        return replace(
+            load,
+            prompt_tokens=earlier.prompt_tokens + load.prompt_tokens,
+            cached_tokens=earlier.cached_tokens + load.cached_tokens,
+            completion_tokens=earlier.completion_tokens + load.completion_tokens,
+            restarts=self._restarts,
+        )
 
     @property
     def pid(self) -> int | None:
@@ -212,7 +221,6 @@ class LocalEngine:
 
     def _live(self) -> None:
         """Start processes and receive from them, one after the other, until closed."""
-        failures = 0
         while not self._closed.is_set():
             child = TalkingChild(
                 self._worker, threads=self._threads, nice=_NICE, arguments=self._arguments
@@ -221,32 +229,34 @@ class LocalEngine:
                 self._child, self._sent_adapters = child, set()
             try:
                 child.send(self._settings)
-                failures = self._receive(child, failures)
+                self._receive(child)
             except ChildDied:
-                failures += self._card.state is not EngineState.READY
+                self._failures += self._card.state is not EngineState.READY
             finally:
                 status = self._over(child)
             if self._card.state is EngineState.FAILED:
                 return
-            if failures >= LOAD_ATTEMPTS:
-                self._fail(f"its process died {failures} times while loading (status {status})")
+            if self._failures >= LOAD_ATTEMPTS:
+                self._fail(
+                    f"its process died {LOAD_ATTEMPTS} times while loading (status {status})"
+                )
                 return
             if not self._closed.is_set():
                 self._restarts += 1
                 log.error("model.died", model=self._card.name, status=status)
 
-    def _receive(self, child: TalkingChild, failures: int) -> int:
-        """Take what a process tells until it ends."""
+    def _receive(self, child: TalkingChild) -> None:
+        """Take what a process tells until it ends, or cannot load the model."""
         while True:
             said = child.receive()
             self._heard_at = time.monotonic()
             if "load" in said:
-                self._load = EngineLoad(**said["load"])
+                self._loads = (self._loads[0], EngineLoad(**said["load"]))
             if (reason := said.get("failed")) is not None:
                 self._fail(reason)
-                return failures
+                return
             if (ready := said.get("ready")) is not None:
-                failures = 0
+                self._failures = 0
                 with self._lock:
                     self._card = replace(
                         self._card,
@@ -286,7 +296,8 @@ class LocalEngine:
             if self._card.state is EngineState.READY:
                 self._card = replace(self._card, state=EngineState.LOADING)
             left, self._asked = self._asked, {}
-            self._load = replace(self._load, active=0, waiting=0, kv_tokens_used=0)
+            # Processes count from 0, this engine from its start.
+            self._loads = (self.load, EngineLoad(slots=self._loads[1].slots))
         error = (
             EngineError("the coordinator is shutting down")
             if self._closed.is_set()

@@ -120,6 +120,10 @@ class SlotRuntime:
                 f"prompt and answer have up to {needed} tokens; this server has memory for "
                 f"{self._kv_tokens} at once"
             )
+        if max(request.tokens) >= self._model.vocabulary:
+            raise PromptRefused(
+                f"the model's tokens are the numbers below {self._model.vocabulary}"
+            )
         if request.adapter is not None:
             self._model.check(request.adapter)
         follower = None

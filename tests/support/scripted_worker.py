@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from coordinator.inference import engine_worker
 from coordinator.inference.prefix_cache import MemoryBlocks, PrefixCache
@@ -31,9 +32,15 @@ class BreakableModel(HashModel):
         return super().read(row, tokens, past)
 
 
-def scripted(_base: BaseModel, settings: object) -> SlotRuntime:
-    del settings
-    model = BreakableModel(vocabulary=300, context_tokens=512)
+def scripted(_base: BaseModel, settings: Mapping[str, Any]) -> SlotRuntime:
+    """Load; every process leaves a byte in the file ``loads``, and those in ``dies_in`` die."""
+    if settings["loads"]:
+        loads = Path(settings["loads"])
+        with loads.open("ab") as file:
+            file.write(b".")
+        if loads.stat().st_size in settings["dies_in"]:
+            os._exit(4)
+    model = BreakableModel(vocabulary=1536, context_tokens=512)
     prefixes = PrefixCache(MemoryBlocks(2**20), "scripted")
     return SlotRuntime(model, slots=4, kv_tokens=4096, prefixes=prefixes)
 

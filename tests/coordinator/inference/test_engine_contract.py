@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coordinator.inference import local_engine
 from coordinator.inference.engine import (
     ChatMessage,
     Engine,
@@ -29,7 +30,15 @@ from coordinator.inference.engine import (
 )
 from coordinator.inference.engines import EngineSettings, make_engine
 from coordinator.inference.local_engine import LocalEngine
-from shared.errors import ChildDied, EngineBusy, EngineError, ModelError, PromptRefused
+from shared.errors import (
+    ChildDied,
+    EngineBusy,
+    EngineError,
+    LlmOsError,
+    ModelError,
+    PromptRefused,
+    ProtocolError,
+)
 from shared.models.adapter import Adapter, AdapterShape
 from shared.models.architecture import read_architecture
 from shared.models.encoder import find_base_model
@@ -53,9 +62,13 @@ def until(holds: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
-def scripted(folder: Path, *, stuck_s: float = 60.0) -> LocalEngine:
+def scripted(
+    folder: Path, *, stuck_s: float = 60.0, loads: Path | None = None, dies_in: Sequence[int] = ()
+) -> LocalEngine:
+    """An engine whose model is a hash; some of its processes may die while they load."""
+    settings = {"runtime": "scripted", "loads": str(loads or ""), "dies_in": list(dies_in)}
     return LocalEngine(
-        *(str(folder), {"runtime": "scripted"}),
+        *(str(folder), settings),
         threads=1,
         stuck_s=stuck_s,
         worker="tests.support.scripted_worker",
@@ -227,6 +240,8 @@ def test_what_is_wrong_with_one_request_is_told_to_it_alone(engine: Engine, fold
         requests = [
             asked(prompt="parcel " * 2 * context),
             asked(adapter=damaged),
+            asked(prompt=(5, 10**6)),
+            asked(temperature=1.0, seed=-1),
             asked(prompt="fine"),
         ]
         return list(
@@ -235,11 +250,14 @@ def test_what_is_wrong_with_one_request_is_told_to_it_alone(engine: Engine, fold
             )
         )
 
-    too_long, no_adapter, fine = asyncio.run(all_of_them())
+    before = engine.load.restarts
+    too_long, no_adapter, no_token, no_seed, fine = asyncio.run(all_of_them())
+    assert engine.load.restarts == before
     assert isinstance(too_long, PromptRefused)
     assert "maximum context length" in str(too_long)
-    assert isinstance(no_adapter, Exception)
-    assert not isinstance(no_adapter, ChildDied)
+    assert isinstance(no_adapter, ProtocolError)
+    assert isinstance(no_token, PromptRefused)
+    assert isinstance(no_seed, LlmOsError)
     assert isinstance(fine, Generation)
 
 
@@ -271,9 +289,12 @@ def test_a_process_that_dies_costs_its_requests_and_the_next_are_answered(folder
     try:
         started(engine)
         expected = answered(engine, asked(prompt=(1, 2, 3)))
+        until(lambda: engine.load.completion_tokens > 0, "a first report")
         with pytest.raises(ChildDied):
             answered(engine, asked(prompt=(DIES,)))
+        assert engine.load.completion_tokens == expected.completion_tokens
         until(lambda: engine.card.state is EngineState.READY, "another process")
+        assert engine.load.completion_tokens == expected.completion_tokens
         assert answered(engine, asked(prompt=(1, 2, 3))) == expected
         assert engine.pid is not None
         os.kill(engine.pid, signal.SIGKILL)
@@ -292,6 +313,54 @@ def test_a_process_that_hangs_is_replaced(folder: Path) -> None:
             answered(engine, asked(prompt=(HANGS,)))
         until(lambda: engine.card.state is EngineState.READY, "another process")
         assert answered(engine, asked(prompt=(1, 2, 3))).completion_tokens > 0
+    finally:
+        engine.close()
+
+
+def test_a_process_that_does_not_even_listen_holds_nobody_up(folder: Path) -> None:
+    engine = scripted(folder)
+
+    def is_stopped() -> bool:
+        assert engine.pid is not None
+        stat = Path(f"/proc/{engine.pid}/stat").read_text(encoding="utf-8")
+        return stat.rpartition(")")[2].split()[0] in "Tt"
+
+    async def ask_it() -> list[Generation | BaseException]:
+        requests = [asked(prompt="more than a pipe holds " * 10_000) for _ in range(4)]
+        asking = [asyncio.create_task(collect(engine.stream(each))) for each in requests]
+        await asyncio.sleep(0)  # all are sent, and nothing has waited for the process
+        assert is_stopped()
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        return list(await asyncio.gather(*asking, return_exceptions=True))
+
+    try:
+        started(engine)
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGSTOP)
+        until(is_stopped, "a process that stands still")
+        assert [type(each) for each in asyncio.run(ask_it())] == [ChildDied] * 4
+    finally:
+        engine.close()
+
+
+def test_deaths_while_loading_count_from_the_last_process_that_loaded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_engine, "LOAD_ATTEMPTS", 2)
+    engine = scripted(folder, loads=tmp_path / "loads", dies_in=(2, 4, 6, 7))
+    try:
+        started(engine)
+        for restarts in (2, 4):
+            with pytest.raises(ChildDied):
+                answered(engine, asked(prompt=(DIES,)))
+            until(lambda: engine.load.restarts == restarts, "two processes later")  # noqa: B023
+            until(lambda: engine.card.state is not EngineState.LOADING, "a process that loaded")
+            assert engine.card.state is EngineState.READY, engine.card.reason
+        with pytest.raises(ChildDied):
+            answered(engine, asked(prompt=(DIES,)))
+        until(lambda: engine.card.state is EngineState.FAILED, "giving up")
+        assert "died 2 times" in engine.card.reason
     finally:
         engine.close()
 
