@@ -1,4 +1,4 @@
-"""Commands around the coordinator: ``llmos up``, ``run``, ``device``."""
+"""Commands around the coordinator: ``llmos up``, ``run``, ``device``, ``key``."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from shared.errors import AccessDenied, CoordinatorUnavailable, RoundError
+from shared.errors import AccessDenied, ConfigError, CoordinatorUnavailable, RoundError
+
+if TYPE_CHECKING:
+    from coordinator.inference.upstream_wire import AdapterNames
 
 up = typer.Typer(add_completion=False)
 run = typer.Typer(help="Federated runs.", no_args_is_help=True)
 device = typer.Typer(help="The fleet.", no_args_is_help=True)
+key = typer.Typer(help="Keys for the language model's API.", no_args_is_help=True)
 
 Home = Annotated[Path, typer.Option(envvar="LLMOS_HOME", help="The coordinator's folder.")]
 Url = Annotated[str, typer.Option(envvar="LLMOS_URL", help="The coordinator's address.")]
@@ -46,8 +51,68 @@ def start(
     model: Annotated[
         str, typer.Option(help="Language model to serve at /v1: a folder or hub id.")
     ] = "",
+    cache: Annotated[
+        str,
+        typer.Option(help="Exact answers are kept in 'memory', redis://HOST:PORT/0, or 'none'."),
+    ] = "memory",
+    encoder: Annotated[
+        str,
+        typer.Option(
+            help="Model that embeds and classifies texts: a folder, a hub id or 'none'; "
+            "else MiniLM if it is on this machine."
+        ),
+    ] = "",
+    reader: Annotated[
+        str, typer.Option(help="Model that finds answers in passages: a folder or hub id.")
+    ] = "",
+    vectors: Annotated[
+        str,
+        typer.Option(
+            envvar="LLMOS_VECTORS",
+            help="postgresql://… with pgvector, for collections of passages; else files in the home.",
+        ),
+    ] = "",
+    engine: Annotated[
+        str, typer.Option(help="What runs --model: 'onnx' on the processor, 'transformers'.")
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="'cpu' or 'cuda'; else a GPU where there is one.")
+    ] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Of its weights: fp32, int8, int4 (onnx); fp32, bf16, fp16 (transformers)."
+        ),
+    ] = "auto",
+    slots: Annotated[
+        int, typer.Option(min=1, max=1024, help="Requests that it works on at once.")
+    ] = 16,
+    kv_memory: Annotated[
+        int,
+        typer.Option(min=0, help="MiB for keys and values on the processor; 0: an eighth of all."),
+    ] = 0,
+    replicas: Annotated[
+        int, typer.Option(help="Processes that hold --model, each with its share of the cores.")
+    ] = 1,
+    tensor_parallel: Annotated[
+        int, typer.Option(help="Processes that hold a part of --model each, started by torchrun.")
+    ] = 1,
+    upstream: Annotated[
+        str, typer.Option(help="In place of --model: addresses of who serves it, by commas.")
+    ] = "",
+    upstream_model: Annotated[str, typer.Option(help="The model as they call it.")] = "",
+    upstream_key_env: Annotated[
+        str,
+        typer.Option(
+            help="Environment variable with their key: one for all, or one each, by commas."
+        ),
+    ] = "",
+    upstream_adapters: Annotated[
+        str, typer.Option(help="How they call a run's adapter: 'llmos' (MODEL:RUN) or 'plain'.")
+    ] = "llmos",
 ) -> None:
     """Start a coordinator: registry, federated rounds, HTTP API and a broker, on loopback."""
+    from coordinator.inference.engines import Serving
     from coordinator.process import run_coordinator
     from shared.logs import set_up_logs
 
@@ -58,8 +123,45 @@ def start(
         broker_port=broker_port,
         broker=broker,
         key_holder=key_holder,
-        model=model,
+        cache=cache,
+        encoder=encoder,
+        reader=reader,
+        vectors=vectors,
+        serving=Serving(
+            model=model,
+            engine_kind=engine,
+            device=device,
+            precision=precision,
+            slots=slots,
+            kv_mib=kv_memory,
+            replicas=replicas,
+            tensor_parallel=tensor_parallel,
+            upstream=upstream,
+            upstream_model=upstream_model,
+            upstream_keys=_from_environment(upstream_key_env),
+            adapter_names=_adapter_names(upstream_adapters),
+        ),
     )
+
+
+def _from_environment(variable: str) -> str:
+    """A key, which has no place on a command line that every process can read."""
+    if not variable:
+        return ""
+    value = os.environ.get(variable, "")
+    if not value:
+        raise ConfigError(
+            [f"--upstream-key-env: the variable {variable} is not set"], source="options"
+        )
+    return value
+
+
+def _adapter_names(text: str) -> AdapterNames:
+    if text not in ("llmos", "plain"):
+        raise ConfigError(
+            [f"--upstream-adapters: 'llmos' or 'plain', not {text!r}"], source="options"
+        )
+    return "plain" if text == "plain" else "llmos"
 
 
 class Client:
@@ -98,6 +200,10 @@ class Client:
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """POST a JSON body, as JSON."""
         return self._ask("POST", path, json=body)
+
+    def delete(self, path: str) -> Any:
+        """DELETE, as JSON."""
+        return self._ask("DELETE", path)
 
     def _ask(self, method: str, path: str, **options: Any) -> Any:
         import httpx
@@ -259,3 +365,64 @@ def list_devices(
     for entry in devices:
         table.add_row(entry["name"], escape(entry["state"]), entry["fingerprint"])
     Console().print(table)
+
+
+@key.command("add")
+def add_key(
+    name: Annotated[str, typer.Argument(help="Whose it is: 1 to 48 of a-z, 0-9 and hyphens.")],
+    days: Annotated[float, typer.Option(help="How long it is valid; 0: for ever.")] = 0.0,
+    priority: Annotated[
+        int, typer.Option(help="-10 to 10: higher goes first; 0 is everybody's.")
+    ] = 0,
+    tokens_per_minute: Annotated[
+        int, typer.Option(help="Quota of prompts and answers together; 0: none.")
+    ] = 0,
+    public_cache: Annotated[
+        bool, typer.Option("--public-cache", help="Share cached answers with others who say so.")
+    ] = False,
+    home: Home = DEFAULT_HOME,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key for /v1 and print it, this once."""
+    body = {
+        "name": name,
+        "days": days or None,
+        "priority": priority,
+        "tokens_per_minute": tokens_per_minute,
+        "public_cache": public_cache,
+    }
+    made = Client.of_home(home, url).post("/api/v1/keys", body)
+    typer.echo(json.dumps(made) if as_json else made["key"])
+
+
+@key.command("ls")
+def list_keys(home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List all keys that were ever made, without their secrets."""
+    keys = Client.of_home(home, url).get("/api/v1/keys")
+    if as_json:
+        typer.echo(json.dumps(keys))
+        return
+    table = Table("key", "begins", "state", "priority", "tokens a minute", "cache")
+    for entry in keys:
+        quota = entry["tokens_per_minute"] or "-"
+        shared = "public" if entry["public_cache"] else "own"
+        cells = (entry["name"], f"{entry['prefix']}…", _key_state(entry), entry["priority"])
+        table.add_row(*(escape(str(cell)) for cell in (*cells, quota, shared)))
+    Console().print(table)
+
+
+def _key_state(entry: dict[str, Any]) -> str:
+    if entry["revoked_at"] is not None:
+        return "revoked"
+    if entry["expires_at"] is None:
+        return "valid"
+    day = datetime.fromtimestamp(entry["expires_at"], UTC).strftime("%Y-%m-%d %H:%MZ")
+    return f"until {day}" if entry["expires_at"] > time.time() else f"expired {day}"
+
+
+@key.command("revoke")
+def revoke_key(name: str, home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL) -> None:
+    """Revoke a key; within a second it opens nothing. Its name is not given again."""
+    Client.of_home(home, url).delete(f"/api/v1/keys/{quote(name, safe='')}")
+    typer.echo(f"revoked {name}")

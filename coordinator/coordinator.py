@@ -9,7 +9,7 @@ import structlog
 
 from coordinator.conductor import Conductor
 from coordinator.fleet.transport_fleet import TransportFleet
-from coordinator.inference.engine import Engine
+from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.questions import Questions
 from coordinator.probe import MakeModel
 from coordinator.releases import MakeRelease, Releases
@@ -58,7 +58,7 @@ class Coordinator:
         adder: Adder,
         make_model: MakeModel,
         make_release: MakeRelease | None = None,
-        engine: Engine | None = None,
+        desk: FrontDesk | None = None,
     ) -> None:
         """Conduct what the store holds.
 
@@ -71,7 +71,7 @@ class Coordinator:
             adder: Adds encrypted updates.
             make_model: Base models for judging.
             make_release: Makes what devices answer with; None releases nothing.
-            engine: The model that answers devices' questions; None refuses them.
+            desk: The way to the model that answers devices' questions; None refuses them.
         """
         self._store = store
         self._bench = bench
@@ -86,7 +86,7 @@ class Coordinator:
             if make_release is not None
             else None
         )
-        self._questions = Questions(engine, self.fleet, bench)
+        self._questions = Questions(desk, self.fleet, bench)
         self._conductor: Conductor | None = None
         self._called = False
 

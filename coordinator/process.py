@@ -13,8 +13,14 @@ import structlog
 from coordinator.api.app import Services, create_app
 from coordinator.broker.embedded import EmbeddedBroker
 from coordinator.coordinator import Coordinator
-from coordinator.inference.engines import EngineSettings, make_engine
-from coordinator.inference.run_adapters import run_adapters
+from coordinator.inference.answer_cache import AnswerCache, MemoryStore
+from coordinator.inference.engines import Serving
+from coordinator.inference.front_desk import FrontDesk
+from coordinator.inference.redis_store import RedisStore
+from coordinator.inference.run_adapters import adapters_by_name, run_adapters
+from coordinator.inference.run_heads import run_heads
+from coordinator.inference.serve_texts import NO_ENCODER, serve_texts
+from coordinator.inference.serving_metrics import ServingMetrics
 from coordinator.registry.release_worker import release_maker
 from coordinator.store.store import Store
 from shared.actors import ActorLoop
@@ -32,7 +38,17 @@ log = structlog.get_logger()
 
 
 def run_coordinator(
-    home: Path, *, port: int, broker_port: int, broker: str, key_holder: str, model: str = ""
+    home: Path,
+    *,
+    port: int,
+    broker_port: int,
+    broker: str,
+    key_holder: str,
+    serving: Serving | None = None,
+    cache: str = "memory",
+    encoder: str = NO_ENCODER,
+    reader: str = "",
+    vectors: str = "",
 ) -> None:
     """Run a coordinator until SIGINT or SIGTERM. Call on the main thread.
 
@@ -42,19 +58,33 @@ def run_coordinator(
         broker_port: Of the broker that is started; 0 finds a free one.
         broker: ``HOST:PORT`` of a broker that runs already; empty starts one.
         key_holder: The key holder's public key; empty for clear runs only.
-        model: Folder or hub id of the language model to serve; empty for none. It is loaded
-            after the coordinator is ready.
+        serving: Which language model to serve; ``None`` for none. It is loaded after the
+            coordinator is ready.
+        cache: Where exact answers are kept: ``memory``, a Redis URL, or ``none``.
+        encoder: Folder or hub id of the model that embeds and classifies texts; empty for MiniLM
+            if it is on this machine, imported when it is first needed; ``none`` for none.
+        reader: Folder or hub id of the model that finds answers in passages; empty for none.
+        vectors: URL of a PostgreSQL with pgvector that keeps collections of passages; empty
+            keeps them in the home.
 
     Raises:
-        ConfigError: a port is taken, or an address or key is malformed.
-        ModelError: ``model`` is neither a folder with a model nor written like a hub id.
+        ConfigError: a port is taken, an address or key is malformed, or options of ``serving``
+            contradict each other.
+        ModelError: a model is neither a folder with one nor written like a hub id.
         BrokerUnavailable: there is no broker and none can be started.
         StorageError: the home cannot be used.
     """
     holder = parse_public(key_holder) if key_holder else None
-    engine = make_engine(model, EngineSettings(home / "models")) if model else None
+    serving = serving or Serving()
+    engine = serving.engine(home / "models")
     with ExitStack() as stack:
         stack.enter_context(home_lock(home))
+        metrics, answers = ServingMetrics(), _answer_cache(cache)
+        if answers is not None:
+            stack.callback(answers.close)
+        engines = {engine.card.name: engine} if engine is not None else {}
+        desk = FrontDesk(engines, cache=answers, meter=metrics)
+        metrics.watch(desk)
         identity = Identity.load_or_create(home / "identity.key")
         store = Store(f"sqlite:///{home / 'store.db'}", home)
         stack.callback(store.close)
@@ -77,7 +107,10 @@ def run_coordinator(
             adder=adder,
             make_model=ModelWorker,
             make_release=release_maker(home / "models"),
-            engine=engine,
+            desk=desk,
+        )
+        texts = serve_texts(
+            home, encoder=encoder, reader=reader, vectors=vectors, find_head=run_heads(store)
         )
         app = create_app(
             Services(
@@ -90,8 +123,11 @@ def run_coordinator(
                 now=time.time,
                 stop_run=lambda run, why: loop.post(lambda: coordinator.stop_run(run, why)),
                 is_ready=lambda: transport.connected,
-                engine=engine,
-                adapter_of=run_adapters(store),
+                desk=desk,
+                adapter_of=adapters_by_name if serving.upstream else run_adapters(store),
+                metrics=metrics,
+                metrics_token=secret_token(home / "metrics.token"),
+                texts=texts.services,
             )
         )
         listening = stack.enter_context(served(app, port, extra="coordinator"))
@@ -105,11 +141,19 @@ def run_coordinator(
         }
         stack.enter_context(announced_ready(home, facts))
         log.info("coordinator.ready", **facts)
+        stack.callback(texts.close)
+        texts.start()
         if engine is not None:
             # Closed before the server is, so that nobody waits for an answer that takes minutes.
             stack.callback(engine.close)
             engine.start()
         serve(coordinator, transport, loop)
+
+
+def _answer_cache(where: str) -> AnswerCache | None:
+    if where == "none":
+        return None
+    return AnswerCache(MemoryStore() if where == "memory" else RedisStore(where))
 
 
 @contextmanager

@@ -22,7 +22,11 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "up": ("coordinator.commands:up", "Start a coordinator with its broker"),
     "run": ("coordinator.commands:run", "Federated runs: submit, ls, show, logs, stop"),
     "device": ("coordinator.commands:device", "The fleet: token, ls"),
-    "model": ("coordinator.registry.commands:model", "The registry: import, make-tiny, ls, show"),
+    "key": ("coordinator.commands:key", "Keys for the language model's API: add, ls, revoke"),
+    "model": (
+        "coordinator.registry.commands:model",
+        "The registry: import, make-tiny, make-reader, ls, show",
+    ),
     "edge": (
         "edge_agent.commands:edge",
         "On a device: join, run, ask, data, label, calibrate, doctor",
@@ -71,6 +75,7 @@ _EXTRA: Final = {
     "up": "coordinator",
     "run": "coordinator",
     "device": "coordinator",
+    "key": "coordinator",
     "model": "coordinator",
     "edge": "edge",
     "keyholder": "crypto",

@@ -30,7 +30,9 @@
     │   └── SeedRefused            repeatable noise was asked for outside a simulation
     ├── EngineError              the coordinator's language model cannot answer
     │   ├── EngineBusy             it is still being loaded, or too many requests wait
+    │   ├── QuotaExceeded          the caller has used up its tokens for now
     │   └── PromptRefused          it has no room or no form for such a prompt
+    ├── CollectionNotFound       the caller has no collection of passages with this name
     ├── GateRefused              an adapter failed its checks and is neither sent nor applied
     └── RoundError               a run or round cannot do what was asked
         ├── RunNotFound
@@ -57,6 +59,9 @@ class LlmOsError(Exception):
 
     retryable: ClassVar[bool] = False
     """Whether the *same* request may succeed later without anyone changing it."""
+
+    retry_after_s: float | None = None
+    """In how many seconds it is worth another try, where somebody can tell."""
 
 
 class ConfigError(LlmOsError):
@@ -247,6 +252,12 @@ class SeedRefused(PrivacyError):
     code = "privacy.seed"
 
 
+class CollectionNotFound(LlmOsError):
+    """The caller has no collection of passages with this name."""
+
+    code = "collection_not_found"
+
+
 class GateRefused(LlmOsError):
     """An adapter failed its checks and is neither sent nor applied."""
 
@@ -264,6 +275,21 @@ class EngineBusy(EngineError):
 
     code = "engine.busy"
     retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QuotaExceeded(EngineError):
+    """The caller has used up its tokens for now."""
+
+    code = "engine.quota"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class PromptRefused(EngineError):

@@ -26,7 +26,7 @@ os.environ.update(
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
-REQUIRED_IN_CI = ("broker", "model", "processes", "browser")
+REQUIRED_IN_CI = ("broker", "browser", "model", "postgres", "processes", "redis")
 """A test with one of these marks must run, not be skipped, where LLMOS_REQUIRE_ALL=1."""
 
 

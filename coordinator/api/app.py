@@ -8,19 +8,26 @@ that a slow disk never blocks the event loop.
 from __future__ import annotations
 
 import dataclasses
-import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Header, status
+from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response, status
 from pydantic import BaseModel, Field
 
 from coordinator.api import problems
+from coordinator.api.access import Access
 from coordinator.api.bodies import BoundedBodies
 from coordinator.api.chat import chat_routes
+from coordinator.api.collections import collection_routes
+from coordinator.api.embeddings import embedding_routes
+from coordinator.api.keys import key_routes
+from coordinator.api.request_ids import RequestIds
+from coordinator.api.tasks import task_routes
 from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
-from coordinator.inference.engine import Engine
+from coordinator.inference.front_desk import Caller, FrontDesk
+from coordinator.inference.serving_metrics import CONTENT_TYPE, ServingMetrics
+from coordinator.inference.text_services import TextServices
 from coordinator.store.store import Store
 from coordinator.submission import MAX_PROBE_EXAMPLES, submit
 from coordinator.views import run_events, view_run
@@ -44,13 +51,16 @@ class Services:
         key_holder: The key holder's, whose fingerprint devices compare with
             the one they got from its owner.
         broker: Host and port that devices connect to.
-        admin_token: The one credential there is so far.
+        admin_token: Opens everything.
         now: The clock.
         stop_run: Asks the coordinator's own thread to end a run.
         is_ready: Whether the broker is connected.
-        engine: The coordinator's language model, if it has one.
-        adapter_of: The adapter that a run has learnt for that model, as bytes. Raises
+        desk: The way to the coordinator's language models; it may have none.
+        adapter_of: The adapter that a run has learnt for such a model, as bytes. Raises
             :class:`~shared.errors.RunNotFound` or another :class:`~shared.errors.RoundError`.
+        metrics: Of serving; ``None`` shows none.
+        metrics_token: Opens ``/metrics`` and nothing else; empty opens nothing.
+        texts: Encoder, reader and collections, those that there are.
     """
 
     store: Store
@@ -62,8 +72,11 @@ class Services:
     now: Callable[[], float]
     stop_run: Callable[[RunId, str], None]
     is_ready: Callable[[], bool]
-    engine: Engine | None
+    desk: FrontDesk
     adapter_of: Callable[[RunId], bytes]
+    metrics: ServingMetrics | None = None
+    metrics_token: str = ""
+    texts: TextServices = dataclasses.field(default_factory=TextServices)
 
 
 class NewRun(BaseModel):
@@ -98,26 +111,55 @@ class Join(BaseModel):
 
 
 def create_app(services: Services) -> FastAPI:
-    """The application. Every route under ``/api`` but joining, and ``/v1``, needs the token."""
+    """The application.
+
+    Every route under ``/api`` but joining needs the admin token, those under ``/v1`` that or an
+    API key, ``/metrics`` that or the token for metrics.
+    """
     app = FastAPI(title="LLM OS coordinator", version="1", openapi_url=None)
     problems.install(app)
 
-    def is_admin(authorization: str) -> bool:
-        shown = authorization.removeprefix("Bearer ").encode()
-        return hmac.compare_digest(shown, services.admin_token.encode())
-
-    app.add_middleware(BoundedBodies, is_admin=is_admin)
+    access = Access(
+        services.store,
+        admin_token=services.admin_token,
+        metrics_token=services.metrics_token,
+        now=services.now,
+    )
+    app.add_middleware(
+        BoundedBodies,
+        is_admin=access.is_admin,
+        is_caller=lambda shown: access.caller(shown) is not None,
+    )
+    app.add_middleware(RequestIds)
 
     def authorised(authorization: Annotated[str, Header()] = "") -> None:
-        if not is_admin(authorization):
+        if not access.is_admin(authorization):
             raise AccessDenied("show the admin token as 'Authorization: Bearer …'")
+
+    async def caller_of(request: Request) -> Caller:
+        """On whose behalf a language model is asked."""
+        caller = access.caller(request.headers.get("authorization", ""))
+        if caller is None:
+            raise AccessDenied(
+                "show an API key as 'Authorization: Bearer …': 'llmos key add NAME' makes one"
+            )
+        return caller
+
+    async def remembered(request: Request) -> None:
+        """Let the routes about texts find their caller (:func:`coordinator.api.texts.caller_of`)."""
+        request.state.caller = await caller_of(request)
 
     app.include_router(_health(services))
     app.include_router(_joining(services), prefix="/api/v1")
     guarded = [Depends(authorised)]
     app.include_router(_devices(services), prefix="/api/v1", dependencies=guarded)
     app.include_router(_runs(services), prefix="/api/v1", dependencies=guarded)
-    app.include_router(chat_routes(services), prefix="/v1", dependencies=guarded)
+    app.include_router(key_routes(access), prefix="/api/v1", dependencies=guarded)
+    app.include_router(chat_routes(services, caller_of), prefix="/v1")
+    for routes in (embedding_routes, task_routes, collection_routes):
+        app.include_router(routes(services.texts), prefix="/v1", dependencies=[Depends(remembered)])
+    if services.metrics is not None:
+        app.include_router(_metrics(services.metrics, access))
 
     @app.get("/api/v1/openapi.json", dependencies=guarded, include_in_schema=False)
     def openapi() -> dict[str, Any]:
@@ -139,6 +181,19 @@ def _health(services: Services) -> APIRouter:
     def readyz() -> dict[str, bool]:
         """Whether devices can be reached."""
         return {"ready": services.is_ready()}
+
+    return router
+
+
+def _metrics(metrics: ServingMetrics, access: Access) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/metrics", response_class=Response)
+    def read_metrics(authorization: Annotated[str, Header()] = "") -> Response:
+        """What serving does, in Prometheus' text format."""
+        if not access.may_read_metrics(authorization):
+            raise AccessDenied("show the token in metrics.token as 'Authorization: Bearer …'")
+        return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     return router
 

@@ -1,301 +1,119 @@
-"""The coordinator's language model over HTTP, as OpenAI's clients speak.
+"""The coordinator's language models over HTTP, as OpenAI's clients speak.
 
-H1  what the engine cannot do is refused by the field's name, never ignored
-H2  errors have the shape that OpenAI's clients read
-H3  an answer of a stand-in says that it is one
+What is asked is read in ``openai_bodies``, what is answered is written in ``openai_answers``,
+and ``answering`` brings the one to the other.
 """
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import Callable, Coroutine
+import asyncio
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
-import structlog
-from fastapi import APIRouter, HTTPException, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from fastapi import APIRouter, Depends, Request, Response
 
-from coordinator.api.problems import status_of
-from coordinator.inference.engine import (
-    ChatMessage,
-    Engine,
-    EngineState,
-    Generation,
-    GenerationRequest,
-    ModelCard,
-    ServedAdapter,
-    answered,
-)
-from shared.errors import LlmOsError
+from coordinator.api.answering import Answer, StreamedAnswer, answered_whole
+from coordinator.api.embeddings import encoder_entries
+from coordinator.api.openai_answers import ChatDialect, CompletionDialect, Dialect, model_entry
+from coordinator.api.openai_bodies import ChatRequest, CompletionRequest
+from coordinator.api.openai_errors import OpenAiRoute, Refused
+from coordinator.inference.engine import Engine, ServedAdapter
+from coordinator.inference.front_desk import Caller
 from shared.types import RunId
 
 if TYPE_CHECKING:
     from coordinator.api.app import Services
 
-MAX_BODY_BYTES: Final = 1_000_000
-MAX_MESSAGES: Final = 200
-MAX_CHARACTERS: Final = 100_000
-"""In one message; a model's context ends long before."""
-MAX_TOKENS: Final = 4096
-"""In one answer; others wait behind it."""
-DEFAULT_MAX_TOKENS: Final = 512
-
-_TOKEN_FIELDS: Final = ("max_tokens", "max_completion_tokens")
-
-log = structlog.get_logger()
-
-Text = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]
-StopString = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+PUBLIC: Final = "public"
+"""The word under which callers share what was computed, if they say so."""
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+def chat_routes(
+    services: Services, caller_of: Callable[..., Caller | Awaitable[Caller]]
+) -> APIRouter:
+    """``/models``, ``/chat/completions`` and ``/completions``.
 
+    ``caller_of`` is a dependency of the framework that says on whose behalf a request is made,
+    and refuses strangers.
+    """
+    router = APIRouter(tags=["language model"], route_class=OpenAiRoute)
+    on_behalf = Depends(caller_of)
 
-class TextPart(_Body):
-    """One part of a message; parts of another kind cannot be read."""
+    @router.get("/models", dependencies=[on_behalf])
+    async def list_models() -> dict[str, Any]:
+        """The models that are served; ``state`` says whether one answers."""
+        engines = services.desk.engines.values()
+        conversing = [model_entry(engine.card) for engine in engines]
+        return {"object": "list", "data": [*conversing, *encoder_entries(services.texts)]}
 
-    type: Literal["text"]
-    text: Text
-
-
-class Message(_Body):
-    """One turn. ``developer`` is what newer clients call ``system``."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=100)]
-
-    def turn(self) -> ChatMessage:
-        """The turn as an engine takes it."""
-        content = self.content
-        text = content if isinstance(content, str) else "\n".join(part.text for part in content)
-        return ChatMessage("system" if self.role == "developer" else self.role, text)
-
-
-class ChatRequest(_Body):
-    """What can be asked for. The second half can only be spelt as what happens anyway (H1)."""
-
-    model: str = Field(max_length=300)
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: StopString | Annotated[list[StopString], Field(max_length=4)] | None = None
-    user: str | None = Field(default=None, max_length=300)
-    """Taken and not looked at: nothing is kept or limited per end user."""
-
-    stream: Literal[False] | None = None
-    n: Literal[1] | None = None
-    logprobs: Literal[False] | None = None
-    frequency_penalty: float | None = Field(default=None, ge=0, le=0)
-    presence_penalty: float | None = Field(default=None, ge=0, le=0)
-
-    def request(self, adapter: ServedAdapter | None) -> GenerationRequest:
-        """The request as an engine takes it, OpenAI's defaults filled in."""
-        limit = self.max_tokens or self.max_completion_tokens or DEFAULT_MAX_TOKENS
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return GenerationRequest(
-            prompt=tuple(message.turn() for message in self.messages),
-            max_tokens=limit,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            seed=secrets.randbits(63) if self.seed is None else self.seed % 2**63,
-            stop=tuple(stop),
-            adapter=adapter,
-        )
-
-
-class _Refused(HTTPException):
-    """A request that this API refuses, with what OpenAI's error body has besides."""
-
-    def __init__(self, status: HTTPStatus, message: str, *, param: str | None, code: str) -> None:
-        super().__init__(status, message)
-        self.param, self.code = param, code
-
-
-class _BoundedRequest(Request):
-    """A request whose body is read no further than it may be long."""
-
-    async def body(self) -> bytes:
-        if not hasattr(self, "_body"):
-            read = bytearray()
-            async for chunk in self.stream():
-                read += chunk
-                if len(read) > MAX_BODY_BYTES:
-                    raise _Refused(
-                        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                        f"a request has at most {MAX_BODY_BYTES} bytes",
-                        param=None,
-                        code="too_large",
-                    )
-            self._body = bytes(read)
-        return self._body
-
-
-class _OpenAiRoute(APIRoute):
-    """A route whose errors have OpenAI's shape (H2)."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def handler(request: Request) -> Response:
-            try:
-                return await handle(_BoundedRequest(request.scope, request.receive))
-            except RequestValidationError as err:
-                return _malformed(err)
-            except _Refused as err:
-                status = HTTPStatus(err.status_code)
-                return _error(status, str(err.detail), param=err.param, code=err.code)
-            except LlmOsError as err:
-                status = status_of(type(err))
-                log.info("request.refused", code=err.code, path=self.path, status=int(status))
-                hidden = status is HTTPStatus.INTERNAL_SERVER_ERROR
-                return _error(status, status.phrase if hidden else str(err), code=err.code)
-
-        return handler
-
-
-def chat_routes(services: Services) -> APIRouter:
-    """``/models`` and ``/chat/completions``."""
-    router = APIRouter(tags=["language model"], route_class=_OpenAiRoute)
-
-    @router.get("/models")
-    def list_models() -> dict[str, Any]:
-        """The model that is served, if there is one; ``state`` says whether it answers."""
-        engine = services.engine
-        return {"object": "list", "data": [] if engine is None else [_entry(engine.card)]}
-
-    @router.get("/models/{model:path}")
-    def show_model(model: str) -> dict[str, Any]:
+    @router.get("/models/{model:path}", dependencies=[on_behalf])
+    async def show_model(model: str) -> dict[str, Any]:
         """One model, or one with the adapter of a run: ``name:run``."""
-        engine, adapter = _find(services, model)
-        return _entry(engine.card) | {"id": _full_name(engine.card, adapter)}
+        for entry in encoder_entries(services.texts):
+            if entry["id"] == model:
+                return entry
+        engine, _ = await _find(services, model)
+        return model_entry(engine.card) | {"id": model}
 
-    @router.post("/chat/completions")
-    def complete(body: ChatRequest) -> dict[str, Any]:
-        """Answer a conversation."""
-        if None not in {getattr(body, field) for field in _TOKEN_FIELDS}:
-            raise _Refused(
-                HTTPStatus.BAD_REQUEST,
-                "max_tokens and max_completion_tokens mean the same: send one",
-                param="max_completion_tokens",
-                code="invalid_value",
-            )
-        engine, adapter = _find(services, body.model)
-        generation = answered(engine, body.request(adapter))
-        card = engine.card
-        return _completion(generation, card, _full_name(card, adapter)) | _label(card)
+    @router.post("/chat/completions", response_model=None)
+    async def chat(request: Request, body: ChatRequest, caller: Caller = on_behalf) -> Response:
+        """Answer a conversation, whole or as server-sent events."""
+        dialect = ChatDialect(logprobs=bool(body.logprobs))
+        return await answer(request, body, caller, dialect)
+
+    @router.post("/completions", response_model=None)
+    async def complete(
+        request: Request, body: CompletionRequest, caller: Caller = on_behalf
+    ) -> Response:
+        """Continue texts, whole or as server-sent events."""
+        dialect = CompletionDialect(body.echoed, logprobs=body.logprobs)
+        return await answer(request, body, caller, dialect)
+
+    async def answer(
+        request: Request, body: ChatRequest | CompletionRequest, caller: Caller, dialect: Dialect
+    ) -> Response:
+        engine, adapter = await _find(services, body.model)
+        name = engine.card.name
+        asked = body.requests(engine.card, adapter, share=share_of(caller))
+        coming = Answer(
+            streams=[services.desk.stream(caller, name, each) for each in asked],
+            per_prompt=body.n or 1,
+            dialect=dialect,
+            card=lambda: engine.card,
+            model=body.model,
+        )
+        if body.stream:
+            return StreamedAnswer(coming, with_usage=body.with_usage)
+        return await answered_whole(request, coming)
 
     return router
 
 
-def _find(services: Services, model: str) -> tuple[Engine, ServedAdapter | None]:
-    """Read ``name`` or ``name:run``."""
-    engine = services.engine
-    name = engine.card.name if engine is not None else ""
-    if engine is not None and model == name:
-        return engine, None
-    if engine is not None and model.startswith(f"{name}:"):
-        run = RunId(model.removeprefix(f"{name}:"))
-        return engine, ServedAdapter(run, services.adapter_of(run))
-    served = f"this coordinator serves {name}" if name else "start it with 'llmos up --model …'"
-    raise _Refused(
+def share_of(caller: Caller) -> str:
+    """Under which word what is computed for a caller may be used again.
+
+    A key may be called anything, also ``public``: so keys' words begin with ``key:``.
+    """
+    return PUBLIC if caller.public_cache else f"key:{caller.name}"
+
+
+async def _find(services: Services, model: str) -> tuple[Engine, ServedAdapter | None]:
+    """Read ``name`` or ``name:run``. The longest name counts: names may hold colons themselves."""
+    engines = services.desk.engines
+    if model in engines:
+        return engines[model], None
+    for name in sorted(engines, key=len, reverse=True):
+        if model.startswith(f"{name}:"):
+            run = RunId(model.removeprefix(f"{name}:"))
+            # Rows and bytes are read from the disk.
+            data = await asyncio.to_thread(services.adapter_of, run)
+            return engines[name], ServedAdapter(run, data)
+    served = f"this coordinator serves {', '.join(engines)}"
+    advice = served if engines else "start it with 'llmos up --model …'"
+    raise Refused(
         HTTPStatus.NOT_FOUND,
-        f"there is no model {model!r}: {served}",
+        f"there is no model {model!r}: {advice}",
         param="model",
         code="model_not_found",
     )
-
-
-def _full_name(card: ModelCard, adapter: ServedAdapter | None) -> str:
-    return card.name if adapter is None else f"{card.name}:{adapter.name}"
-
-
-def _label(card: ModelCard) -> dict[str, bool]:
-    return {"stand_in": True} if card.stand_in else {}
-
-
-def _entry(card: ModelCard) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "id": card.name,
-        "object": "model",
-        "created": 0,  # a folder has no date of birth, and clients want a number
-        "owned_by": "llmos",
-        "state": card.state,
-    }
-    if card.state is EngineState.READY:
-        entry |= {"base": card.base, "context_tokens": card.context_tokens}
-    if card.state is EngineState.FAILED:
-        entry["reason"] = card.reason
-    return entry | _label(card)
-
-
-def _completion(generation: Generation, card: ModelCard, model: str) -> dict[str, Any]:
-    prompt, completion = generation.prompt_tokens, generation.completion_tokens
-    return {
-        "id": f"chatcmpl-{secrets.token_hex(12)}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": model,
-        "system_fingerprint": (card.base or "")[:16],
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": generation.text},
-                "logprobs": None,
-                "finish_reason": generation.finish_reason,
-            }
-        ],
-        "usage": {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-        },
-    }
-
-
-_FIELDS: Final = {name for kind in (ChatRequest, Message, TextPart) for name in kind.model_fields}
-_NOT_DONE: Final = frozenset({"extra_forbidden", "literal_error"})
-
-
-def _malformed(err: RequestValidationError) -> Response:
-    """Name every field that is wrong; ``param`` is the first."""
-    problems: dict[str, str] = {}
-    for detail in err.errors():
-        if detail["type"] == "json_invalid":
-            problems["body"] = f"not JSON: {detail['ctx']['error']}"
-            continue
-        location = [str(part) for part in detail["loc"][1:]]
-        # Of a union pydantic also names the member it tried, as if that were a place.
-        last = [] if detail["type"] != "extra_forbidden" else [location.pop()]
-        known = [part for part in location if part.isdecimal() or part in _FIELDS]
-        field = ".".join([*known, *last])
-        message = detail["msg"]
-        if detail["type"] == "extra_forbidden":
-            message = "this server does not support it"
-        elif detail["type"] == "literal_error":
-            message = f"this server supports {detail['ctx']['expected'].lower()} only"
-        problems.setdefault(field or "body", message)
-    unsupported = any(detail["type"] in _NOT_DONE for detail in err.errors())
-    return _error(
-        HTTPStatus.BAD_REQUEST,
-        "; ".join(f"{field}: {message}" for field, message in problems.items()),
-        param=next(iter(problems)),
-        code="unsupported_value" if unsupported else "invalid_value",
-    )
-
-
-def _error(status: HTTPStatus, message: str, *, code: str, param: str | None = None) -> Response:
-    headers = {"WWW-Authenticate": "Bearer"} if status is HTTPStatus.UNAUTHORIZED else None
-    kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
-    # A lone surrogate, which a request's JSON can spell, has no place in ours.
-    text = message.encode(errors="backslashreplace").decode()
-    body = {"error": {"message": text, "type": kind, "param": param, "code": code}}
-    return JSONResponse(body, status_code=status, headers=headers)

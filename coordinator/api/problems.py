@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -26,7 +28,9 @@ STATUS: Final[dict[type[errors.LlmOsError], HTTPStatus]] = {
     errors.ProtocolError: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.PrivacyError: HTTPStatus.FORBIDDEN,
     errors.CohortTooSmall: HTTPStatus.CONFLICT,
+    errors.CollectionNotFound: HTTPStatus.NOT_FOUND,
     errors.EngineError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.QuotaExceeded: HTTPStatus.TOO_MANY_REQUESTS,
     errors.PromptRefused: HTTPStatus.BAD_REQUEST,
     errors.RoundError: HTTPStatus.CONFLICT,
     errors.RunNotFound: HTTPStatus.NOT_FOUND,
@@ -36,9 +40,28 @@ STATUS: Final[dict[type[errors.LlmOsError], HTTPStatus]] = {
 """Nearest entry along the class's bases wins, so a new error inherits its parent's status."""
 
 
+RETRY_AFTER_S: Final = 1.0
+"""Where nobody knows better: a place in a queue is free again within a second or so."""
+
+_LATER: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
 def status_of(kind: type[errors.LlmOsError]) -> HTTPStatus:
     """HTTP status for an error class."""
     return next(STATUS[base] for base in kind.__mro__ if base in STATUS)
+
+
+def retry_headers(err: errors.LlmOsError) -> dict[str, str]:
+    """When the same request may be tried again, in whole seconds; nothing where it may not.
+
+    An error that knows better says so in an attribute ``retry_after_s``.
+    """
+    wait_s: float | None = getattr(err, "retry_after_s", None)
+    if wait_s is None:
+        if not err.retryable or status_of(type(err)) not in _LATER:
+            return {}
+        wait_s = RETRY_AFTER_S
+    return {"Retry-After": str(max(1, math.ceil(wait_s)))}
 
 
 def install(app: FastAPI) -> None:
@@ -51,7 +74,9 @@ def install(app: FastAPI) -> None:
         log.info("request.refused", code=err.code, path=path, status=int(status))
         hidden = status is HTTPStatus.INTERNAL_SERVER_ERROR
         detail = status.phrase if hidden else str(err)
-        return _problem(status, err.code, detail, retryable=err.retryable)
+        return _problem(
+            status, err.code, detail, retryable=err.retryable, headers=retry_headers(err)
+        )
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, err: RequestValidationError) -> JSONResponse:
@@ -67,9 +92,14 @@ def install(app: FastAPI) -> None:
 
 
 def _problem(
-    status: HTTPStatus, code: str, detail: str, *, retryable: bool = False
+    status: HTTPStatus,
+    code: str,
+    detail: str,
+    *,
+    retryable: bool = False,
+    headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    headers = {"WWW-Authenticate": "Bearer"} if status is HTTPStatus.UNAUTHORIZED else None
+    challenge = {"WWW-Authenticate": "Bearer"} if status is HTTPStatus.UNAUTHORIZED else {}
     return JSONResponse(
         {
             "type": f"urn:llmos:{code}",
@@ -80,6 +110,6 @@ def _problem(
             "retryable": retryable,
         },
         status_code=status,
-        headers=headers,
+        headers={**challenge, **(headers or {})},
         media_type="application/problem+json",
     )

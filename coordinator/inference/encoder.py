@@ -85,8 +85,22 @@ class Encoder(Protocol):
         """
         ...
 
-    async def read(self, question: str, passages: Sequence[str], *, answers: int) -> list[Span]:
+    async def read(
+        self,
+        question: str,
+        passages: Sequence[str],
+        *,
+        answers: int,
+        threshold: float | None = 0.0,
+    ) -> list[Span]:
         """The best spans that answer a question, best first; none where there is no answer.
+
+        Args:
+            question: One question.
+            passages: Where to look, each of any length.
+            answers: At most so many, of which no two overlap.
+            threshold: A span must score higher; ``None``: the best are given even where
+                "no answer" scores higher.
 
         Raises:
             EngineBusy, EngineError, DataError: as :meth:`embed`.

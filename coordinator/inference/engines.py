@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from coordinator.inference.engine import Engine
 from coordinator.inference.local_engine import LocalEngine
 from coordinator.inference.onnx_runtime import SLOTS
+from coordinator.inference.replicated_engine import ReplicatedEngine
+from coordinator.inference.upstream_engine import UpstreamEngine
+from coordinator.inference.upstream_wire import AdapterNames, parse_nodes
 from coordinator.registry.causal_graph import PRECISIONS
 from shared.errors import ConfigError
 
 AUTO: Final = "auto"
-TENSOR_PARALLEL: Final = "tensor-parallel"
+ENGINES: Final = (AUTO, "onnx", "transformers")
+DEVICES: Final = (AUTO, "cpu", "cuda")
+MAX_REPLICAS: Final = 64
+MAX_PARTS: Final = 64
+_PARTS: Final = "tensor-parallel"
+"""The runtime that holds a part of a model in each of several processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,7 @@ def make_engine(name_or_path: str, settings: EngineSettings) -> Engine:
     if settings.tensor_parallel > 1:
         if runtime == "onnx":
             raise ConfigError(["--tensor-parallel: onnx keeps a model whole"], source="options")
-        runtime = TENSOR_PARALLEL
+        runtime = _PARTS
     if runtime == AUTO:
         runtime = "onnx" if device == "cpu" else "transformers"
     known = PRECISIONS if runtime == "onnx" else ("fp32", "bf16", "fp16")
@@ -78,13 +86,13 @@ def make_engine(name_or_path: str, settings: EngineSettings) -> Engine:
         "kv_bytes": settings.kv_bytes,
         "models": str(settings.models),
     }
-    if runtime != TENSOR_PARALLEL:
+    if runtime != _PARTS:
         return LocalEngine(name_or_path, table, threads=threads)
     count = settings.tensor_parallel
     return LocalEngine(
         name_or_path,
         table,
-        threads=max(1, threads // count),
+        threads=max(1, threads // count),  # of each process
         worker="coordinator.inference.tensor_parallel_worker",
         arguments=(str(count), device),
     )
@@ -93,3 +101,88 @@ def make_engine(name_or_path: str, settings: EngineSettings) -> Engine:
 def _device() -> str:
     """Whether the system shows an NVIDIA GPU; torch, which would tell, takes seconds to import."""
     return "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Which language model a coordinator answers with, as its operator says it.
+
+    Attributes:
+        model: A folder or hub id; empty for none here.
+        engine_kind: A name in :data:`ENGINES`.
+        device: A name in :data:`DEVICES`.
+        precision: As in :class:`EngineSettings`.
+        slots: Most requests at once, of each replica.
+        kv_mib: Memory for keys and values on the processor, for all replicas together, in MiB;
+            0: a share of the machine's.
+        replicas: Processes that hold it, each with its share of the cores.
+        tensor_parallel: Processes that hold a part of it each; not with ``replicas``.
+        upstream: Addresses of those who serve it, separated by commas, in place of ``model``.
+        upstream_model: As they call it, and we too.
+        upstream_keys: One key for all of them, or one for each, separated by commas.
+        adapter_names: How they call a run's adapter.
+    """
+
+    model: str = ""
+    engine_kind: str = AUTO
+    device: str = AUTO
+    precision: str = AUTO
+    slots: int = SLOTS
+    kv_mib: int = 0
+    replicas: int = 1
+    tensor_parallel: int = 1
+    upstream: str = ""
+    upstream_model: str = ""
+    upstream_keys: str = field(default="", repr=False)
+    adapter_names: AdapterNames = "llmos"
+
+    def engine(self, models: Path) -> Engine | None:
+        """The engine, not started; ``None`` for none.
+
+        Args:
+            models: Where graphs are kept.
+
+        Raises:
+            ConfigError: the options contradict each other.
+            ModelError: ``model`` is neither a folder with a model nor written like a hub id.
+        """
+        problems = []
+        if self.model and self.upstream:
+            problems.append("--model and --upstream: one of them answers, name that")
+        if bool(self.upstream) != bool(self.upstream_model):
+            problems.append("--upstream and --upstream-model: name both")
+        if self.upstream_keys and not self.upstream:
+            problems.append("--upstream-key-env: of no --upstream")
+        if self.engine_kind not in ENGINES:
+            problems.append(f"--engine: {self.engine_kind} is not among {', '.join(ENGINES)}")
+        if self.device not in DEVICES:
+            problems.append(f"--device: {self.device} is not among {', '.join(DEVICES)}")
+        if not 1 <= self.replicas <= MAX_REPLICAS:
+            problems.append(f"--replicas: 1 to {MAX_REPLICAS}, not {self.replicas}")
+        elif self.replicas > 1 and not self.model:
+            problems.append("--replicas: of no --model")
+        if not 1 <= self.tensor_parallel <= MAX_PARTS:
+            problems.append(f"--tensor-parallel: 1 to {MAX_PARTS}, not {self.tensor_parallel}")
+        elif self.tensor_parallel > 1 and not self.model:
+            problems.append("--tensor-parallel: of no --model")
+        elif self.tensor_parallel > 1 and self.replicas > 1:
+            problems.append("--tensor-parallel and --replicas: not both, they would share GPUs")
+        if problems:
+            raise ConfigError(problems, source="options")
+        if self.upstream:
+            nodes = parse_nodes(self.upstream, self.upstream_keys)
+            return UpstreamEngine(nodes, self.upstream_model, adapter_names=self.adapter_names)
+        if not self.model:
+            return None
+        settings = EngineSettings(
+            models=models,
+            runtime=self.engine_kind,
+            device=self.device,
+            precision=self.precision,
+            threads=max(1, (os.cpu_count() or 1) // self.replicas),
+            slots=self.slots,
+            kv_bytes=self.kv_mib * 2**20 // self.replicas,
+            tensor_parallel=self.tensor_parallel,
+        )
+        engines = [make_engine(self.model, settings) for _ in range(self.replicas)]
+        return engines[0] if len(engines) == 1 else ReplicatedEngine(engines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from concurrent.futures import Future
 from typing import Final
@@ -11,11 +12,11 @@ import structlog
 from coordinator.fleet.fleet import Fleet
 from coordinator.inference.engine import (
     ChatMessage,
-    Engine,
     Generation,
     GenerationRequest,
-    answered,
+    collect,
 )
+from coordinator.inference.front_desk import Caller, FrontDesk
 from shared.actors import Workbench
 from shared.errors import CoordinatorUnavailable, DataError, LlmOsError
 from shared.types import DeviceId
@@ -39,8 +40,10 @@ class Questions:
     What was asked is in nobody's log and on no disk: the device keeps its own record.
     """
 
-    def __init__(self, engine: Engine | None, fleet: Fleet, bench: Workbench) -> None:
-        self._engine = engine
+    def __init__(self, desk: FrontDesk | None, fleet: Fleet, bench: Workbench) -> None:
+        """Ask the first model that ``desk`` leads to; without one every question is refused."""
+        self._desk = desk
+        self._model = next(iter(desk.engines), "") if desk is not None else ""
         self._fleet = fleet
         self._bench = bench
         self._waiting: deque[tuple[DeviceId, Question]] = deque()
@@ -57,7 +60,7 @@ class Questions:
         self._next()
 
     def _check(self, device: DeviceId, question: Question) -> None:
-        if self._engine is None:
+        if not self._model:
             raise CoordinatorUnavailable(
                 "this coordinator has no language model: it was started without --model"
             )
@@ -72,15 +75,17 @@ class Questions:
             return
         self._busy = True
         device, question = self._waiting.popleft()
-        engine = self._engine
-        assert engine is not None
+        desk, model = self._desk, self._model
+        assert desk is not None
+        # Among themselves devices take turns here; at the desk each is a caller like any other.
+        caller = Caller(f"device:{device}")
         request = GenerationRequest(
             prompt=(ChatMessage("user", question.text),),
             max_tokens=ANSWER_TOKENS,
             temperature=0.0,
         )
         self._bench.work(
-            lambda: answered(engine, request),
+            lambda: asyncio.run(collect(desk.stream(caller, model, request))),
             lambda result: self._answered(device, question, result),
         )
 
@@ -92,8 +97,8 @@ class Questions:
             log.warning("question.failed", device=device, code=err.code, error=str(err))
             self._refuse(device, question, err)
         else:
-            assert self._engine is not None
-            card = self._engine.card
+            assert self._desk is not None
+            card = self._desk.engines[self._model].card
             reply = Reply(question.question, said.text, card.name, int(card.stand_in), "", "")
             self._fleet.send(device, reply, run=NO_RUN, round_=NO_ROUND)
         self._next()

@@ -90,7 +90,9 @@ def rank(device: str) -> None:
     engine_worker.main({RUNTIME: opened})
 
 
-def _open(group: Group, base: BaseModel, settings: Mapping[str, Any], *, cuda: bool) -> TokenRuntime:
+def _open(
+    group: Group, base: BaseModel, settings: Mapping[str, Any], *, cuda: bool
+) -> TokenRuntime:
     model = TensorParallelModel(group, base, precision=settings["precision"], cuda=cuda)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     room = int(memory * KV_SHARE)

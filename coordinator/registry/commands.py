@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Column, Table
 
 from coordinator.commands import DEFAULT_HOME, AsJson, Home
-from shared.errors import ModelError
+from shared.errors import ConfigError, ModelError
 from shared.models.manifest import Manifest, read_manifest
 from shared.types import Digest
 
@@ -23,6 +25,8 @@ model = typer.Typer(help="The registry of models.", no_args_is_help=True)
 
 MODELS = "models"
 """Folder of the imported models in the coordinator's."""
+
+DEFAULT_MINUTES = 5.0
 
 
 @model.command("import")
@@ -93,16 +97,7 @@ def make_tiny(
     else:
         left_out = tuple(part.strip() for part in leave_out.split(",") if part.strip())
     folder = out or home.expanduser() / MODELS / f"stand-in-{size}"
-    with Progress(
-        TextColumn("training, loss {task.fields[loss]:.2f}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=as_json or not sys.stderr.isatty(),
-    ) as bar:
-        task = bar.add_task("training", total=1.0, loss=0.0)
+    with _training_bar(as_json=as_json) as (bar, task):
         made = make_once(
             folder.expanduser(),
             known,
@@ -133,6 +128,74 @@ def make_tiny(
     ]
     for line in lines:
         console.print(line, markup=False)
+
+
+@model.command("make-reader")
+def make_reader_model(
+    data: Annotated[Path, typer.Option(help="Questions in SQuAD's format, English or Chinese.")],
+    out: Annotated[Path, typer.Option(help="Its folder.")],
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Of training. [default: 5, without --steps]")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of training; alone, the outcome can be repeated.")
+    ] = None,
+    held_out: Annotated[
+        float, typer.Option(min=0.01, max=0.9, help="Share of the articles that is kept back.")
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
+    threads: Annotated[int, typer.Option(min=1, max=256, help="Arithmetic threads.")] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a small model that finds answers in passages, to stand in for a real one."""
+    from coordinator.reading.squad import read_squad
+    from coordinator.reading.training import make_reader
+
+    folder = out.expanduser()
+    if folder.exists() and not force:
+        raise ConfigError([f"{folder} is there: give --force to replace it"], source="options")
+    questions = read_squad(data.expanduser())
+    with _training_bar(as_json=as_json) as (bar, task):
+        made = make_reader(
+            folder,
+            questions,
+            seconds=minutes * 60 if minutes else None if steps else DEFAULT_MINUTES * 60,
+            steps=steps,
+            held_out=held_out,
+            seed=seed,
+            threads=threads,
+            progress=lambda done, loss: bar.update(task, completed=done, loss=loss),
+        )
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(made), ensure_ascii=False))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    unseen, trivial = made.held_out, made.baseline
+    for line in (
+        (
+            f"{made.folder}: a stand-in for a reader, {made.steps} steps in {made.trained_s:.0f} s, "
+            f"{made.parameters:,} parameters, {made.trained_on} questions"
+        ),
+        f"{unseen.questions} held-out questions: exact match {unseen.exact:.1%}, F1 {unseen.f1:.1%}",
+        f"the best sentence instead: exact match {trivial.exact:.1%}, F1 {trivial.f1:.1%}",
+        f"serve it with: llmos up --reader {made.folder}",
+    ):
+        console.print(line, markup=False)
+
+
+@contextmanager
+def _training_bar(*, as_json: bool) -> Iterator[tuple[Progress, Any]]:
+    with Progress(
+        TextColumn("training, loss {task.fields[loss]:.2f}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=as_json or not sys.stderr.isatty(),
+    ) as bar:
+        yield bar, bar.add_task("training", total=1.0, loss=0.0)
 
 
 @model.command("ls")

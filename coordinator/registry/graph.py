@@ -144,6 +144,47 @@ def fused_graph(encoder: Encoder, *, adapter_layers: int | None, apart: bool = F
     return graph.model(outputs)
 
 
+def span_graph(encoder: Encoder, head: Affine) -> Any:
+    """Return the fused graph of a reader: a question and a passage come in, logits out.
+
+    Inputs are ``input_ids``, ``attention_mask`` and ``token_type_ids``, (batch, tokens); where the
+    model knows one segment only, every token counts as in it. ``spans``, (batch, tokens, 2), is
+    how well an answer starts, and ends, at each token.
+    """
+    graph = _Writer()
+    graph.more_input("token_type_ids")
+    words = graph.node("Gather", graph.constant("word", encoder.word), "input_ids", name="word")
+    last = graph.constant("last_segment", np.array(len(encoder.segment) - 1, np.int64))
+    segments = graph.node("Min", "token_type_ids", last)
+    segment = graph.node("Gather", graph.constant("segment", encoder.segment), segments)
+    states = _residual_norm(
+        graph,
+        graph.node("Sum", words, segment),
+        _positions(graph, encoder),
+        "embedding_norm",
+        encoder.embedding_norm,
+        epsilon=encoder.epsilon,
+    )
+    hidden = graph.node("Cast", "attention_mask", to=graph.int32)
+    for number, layer in enumerate(encoder.layers):
+        states = _fused_layer(
+            graph,
+            encoder,
+            f"layer.{number}",
+            layer,
+            states,
+            hidden=hidden,
+            slots=set(),
+            apart=False,
+        )
+    # Named as an adapter's head is, so that quantisation leaves it as it is.
+    weight = graph.constant("head.weight", head.weight)
+    product = graph.node("MatMul", states, weight, name="head.product")
+    bias = graph.constant("head.bias", head.bias)
+    graph.node("Add", product, bias, name="head.sum", output="spans")
+    return graph.model({"spans": ("batch", "tokens", 2)})
+
+
 def _fused_layer(
     graph: _Writer,
     encoder: Encoder,
@@ -281,6 +322,11 @@ class _Writer:
             self._tensor(name, self._onnx.TensorProto.INT64, ("batch", "tokens"))
             for name in ("input_ids", "attention_mask")
         ]
+
+    def more_input(self, name: str) -> None:
+        """Declare another input of whole numbers, (batch, tokens)."""
+        whole = self._onnx.TensorProto.INT64
+        self._inputs.append(self._tensor(name, whole, ("batch", "tokens")))
 
     def constant(self, name: str, array: np.ndarray[Any, Any]) -> str:
         """Store an array under its name, once."""

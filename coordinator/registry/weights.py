@@ -91,7 +91,10 @@ class Encoder:
     word: FloatMatrix
     """(vocabulary, F)"""
     position: FloatMatrix
-    """(max_tokens, F): row n is added to token n. The one segment there is, is in it."""
+    """(max_tokens, F): row n is added to token n. The first segment's row is in it."""
+    segment: FloatMatrix
+    """(segments, F): what a token has besides that is in another segment than the first; row 0
+    is zero. One row where the model knows no segments."""
     embedding_norm: Affine
     layers: tuple[Layer, ...]
 
@@ -135,10 +138,13 @@ def read_encoder(folder: Path) -> Encoder:
             parts[part] = tensors.norm(full, width) if norm else tensors.dense(full, shape)
         layers.append(Layer(**parts))
     position = tensors.matrix("embeddings.position_embeddings.weight", (config.positions, width))
+    segment = np.zeros((1, width), np.float32)
     if not distil:
         segments = (config.segments, width)
-        # Texts come one at a time, so every token is in segment 0.
-        position = position + tensors.matrix("embeddings.token_type_embeddings.weight", segments)[0]
+        # Texts come one at a time, so every token is in segment 0; a passage that is read for a
+        # question is in segment 1.
+        segment = tensors.matrix("embeddings.token_type_embeddings.weight", segments)
+        position, segment = position + segment[0], segment - segment[0]
     encoder = Encoder(
         architecture=config.architecture,
         heads=config.heads,
@@ -147,11 +153,30 @@ def read_encoder(folder: Path) -> Encoder:
         word=tensors.matrix("embeddings.word_embeddings.weight", (config.vocabulary, width)),
         # RoBERTa counts positions from padding_idx + 1 (fairseq's make_positions).
         position=position[config.first_position :],
+        segment=segment,
         embedding_norm=tensors.norm("embeddings.LayerNorm", width),
         layers=tuple(layers),
     )
     tensors.refuse_problems()
     return encoder
+
+
+def read_span_head(folder: Path, features: int) -> Affine:
+    """Read the layer that gives every token a logit as an answer's start and one as its end.
+
+    Raises:
+        ModelError: the model has no such layer: it was not trained to find answers.
+    """
+    tensors = _Tensors(folder / _WEIGHTS)
+    head = tensors.dense("qa_outputs", (2, features))
+    try:
+        tensors.refuse_problems()
+    except ModelError as err:
+        raise ModelError(
+            f"{folder} holds no model that finds answers (a BertForQuestionAnswering or the like): "
+            f"{err}"
+        ) from err
+    return head
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Rows that are never lost: devices, join tokens, runs and every transition.
+"""Rows that are never lost: devices, join tokens, API keys, runs and every transition.
 
     T1  when a method returns, what it wrote survives power loss (WAL, synchronous=FULL)
     T2  every transition of a round is one committed row, and nothing edits a row
@@ -29,7 +29,10 @@ from shared.files import digest_of, disk_errors, write_durably
 from shared.types import DeviceId, Digest, PublicKey, RoundNumber, RunId
 from shared.wire import codec
 
-_SCHEMA: Final = 3
+_SCHEMA: Final = 4
+
+_READ_TOO: Final = frozenset({3})
+"""Older schemas in which nothing is different but that tables are missing; these are made."""
 
 _metadata = sa.MetaData()
 
@@ -49,6 +52,20 @@ _tokens = sa.Table(
     sa.Column("secret_sha256", sa.String(64), primary_key=True),
     sa.Column("expires_at", sa.Float, nullable=False),
     sa.Column("used_by", sa.String(64)),
+)
+
+_keys = sa.Table(
+    "api_keys",
+    _metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("prefix", sa.String(32), nullable=False),
+    sa.Column("secret_sha256", sa.String(64), nullable=False, unique=True),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float),
+    sa.Column("revoked_at", sa.Float),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("tokens_per_minute", sa.BigInteger, nullable=False),
+    sa.Column("public_cache", sa.Boolean, nullable=False),
 )
 
 _runs = sa.Table(
@@ -114,6 +131,38 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key that opens the language model's routes, without its secret.
+
+    Attributes:
+        name: Of the caller, for ever: a revoked key's name is not given again, since quotas,
+            metrics and cached answers go by it.
+        prefix: How the key begins, to recognise it.
+        secret_sha256: Of the whole key, as hexadecimal digits.
+        created_at: Seconds since the epoch.
+        expires_at: From then on it opens nothing; ``None``: never.
+        revoked_at: When it was revoked; ``None``: it was not.
+        priority: Higher goes first; 0 is everybody's.
+        tokens_per_minute: Of prompts and answers together; 0 for no quota.
+        public_cache: Whether what is computed for it may be used for others who say so too.
+    """
+
+    name: str
+    prefix: str
+    secret_sha256: str
+    created_at: float
+    expires_at: float | None = None
+    revoked_at: float | None = None
+    priority: int = 0
+    tokens_per_minute: int = 0
+    public_cache: bool = False
+
+    def opens(self, now: float) -> bool:
+        """Whether it opens anything at ``now``."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+@dataclass(frozen=True, slots=True)
 class RunRow:
     """A submitted run: its plan as JSON, and the digest of its probe set."""
 
@@ -167,6 +216,9 @@ class Store:
                 version = connection.scalar(sa.select(_version.c.version))
                 if version is None:
                     connection.execute(_version.insert().values(version=_SCHEMA))
+                elif version in _READ_TOO:
+                    connection.execute(_version.update().values(version=_SCHEMA))
+                    version = _SCHEMA
         except sa.exc.SQLAlchemyError as err:
             raise StorageError(f"cannot open the store at {url}: {err}") from err
         if version not in (None, _SCHEMA):
@@ -270,6 +322,40 @@ class Store:
             return [
                 Device(DeviceId(row.name), PublicKey(row.public_key), row.joined_at) for row in rows
             ]
+
+    # API keys
+
+    def add_key(self, key: ApiKey) -> None:
+        """Keep a new key.
+
+        Raises:
+            DataError: there is one of this name, revoked or not.
+        """
+        try:
+            with self._writing() as connection:
+                connection.execute(_keys.insert().values(dataclasses.asdict(key)))
+        except sa.exc.IntegrityError:
+            raise DataError(
+                f"there is, or was, a key called {key.name}: choose another name"
+            ) from None
+
+    def api_keys(self) -> list[ApiKey]:
+        """All keys that were ever made, by name."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(_keys).order_by(_keys.c.name))
+            return [ApiKey(**row._mapping) for row in rows]
+
+    def revoke_key(self, name: str, *, now: float) -> bool:
+        """Revoke a key, unless it is already; False if there is none of this name."""
+        with self._writing() as connection:
+            connection.execute(
+                _keys.update()
+                .where(_keys.c.name == name, _keys.c.revoked_at.is_(None))
+                .values(revoked_at=now)
+            )
+            return (
+                connection.scalar(sa.select(_keys.c.name).where(_keys.c.name == name)) is not None
+            )
 
     # Runs
 

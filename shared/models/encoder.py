@@ -128,6 +128,12 @@ def _packaged(hub_id: str) -> Path | None:
     return None
 
 
+def is_on_this_machine(hub_id: str) -> bool:
+    """Whether a base model with this hub id can be used without asking the network."""
+    folder = _packaged(hub_id) or cached_in_hub(hub_id, missing=missing_files)
+    return folder is not None
+
+
 def missing_files(folder: Path) -> Sequence[str]:
     """Names of the files that a folder lacks to hold a base model.
 

@@ -8,7 +8,7 @@ import os
 import tempfile
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -351,6 +351,52 @@ def _show_secure_sum(result: dict[str, Any]) -> None:
     _show_bars(result)
 
 
+@bench.command("overload")
+def measure_overload(
+    seconds: Annotated[
+        float, typer.Option(min=1, max=3600, help="How long more is offered.")
+    ] = 60.0,
+    factor: Annotated[
+        float, typer.Option(min=1.5, max=100, help="How much more than it can answer.")
+    ] = 5.0,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Requests under way at once, at most.")
+    ] = 400,
+    max_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Of every answer.")] = 16,
+    model: Annotated[
+        str, typer.Option(help="What is served: a folder or hub id; else a stand-in is trained.")
+    ] = "",
+    url: Annotated[str, typer.Option(help="A server that runs already, without /v1.")] = "",
+    key: Annotated[str, typer.Option(help="An API key or token for it.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Several times as many requests as a server can answer: it must live, and refuse well.
+
+    Ends with exit code 1 when something was not as promised.
+    """
+    from shared.logs import silence_logs
+    from sim.bench.overload import bench_overload
+
+    silence_logs()
+    with Console(stderr=True).status("starting") as status:
+        result = bench_overload(
+            seconds=seconds,
+            factor=factor,
+            concurrency=concurrency,
+            max_tokens=max_tokens,
+            model=model,
+            url=url.rstrip("/").removesuffix("/v1"),
+            key=key,
+            progress=status.update,
+        )
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        _show(result)
+    if not all(bar["holds"] for bar in result["bars"]):
+        raise typer.Exit(1)
+
+
 def _show(result: dict[str, Any]) -> None:
     _show_bars(result)
     for name, value in result["figures"].items():
@@ -364,4 +410,55 @@ def _show_bars(result: dict[str, Any]) -> None:
         verdict = "yes" if bar["holds"] else "NO"
         measured = "not measured" if bar["measured"] is None else f"{bar['measured']:g}"
         table.add_row(bar["name"], measured, f"{sign} {bar['wanted']:g}", verdict)
+    Console().print(table)
+
+
+@bench.command("answer")
+def measure_answer(
+    data: Annotated[Path, typer.Option(help="Questions in SQuAD's format, English or Chinese.")],
+    reader: Annotated[
+        str,
+        typer.Option(help="Model that finds answers: a folder or hub id; else the baseline alone."),
+    ] = "",
+    quantise: Annotated[
+        Literal["int8", "none"], typer.Option(help="How its weights are stored.")
+    ] = "int8",
+    held_out: Annotated[
+        bool,
+        typer.Option("--held-out", help="Only what a reader from 'make-reader' has not seen."),
+    ] = False,
+    limit: Annotated[int, typer.Option(min=0, help="The first N questions; 0: all.")] = 0,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Least score of an answer; else 0 if some questions have none."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Answers out of passages: exact match and F1 as SQuAD and CMRC 2018 count them."""
+    from shared.logs import silence_logs
+    from sim.bench.answer import bench_answer
+
+    if held_out and not reader:
+        raise ConfigError(["--held-out: name the reader with --reader"], source="options")
+    silence_logs()
+    console = Console(stderr=True)
+    with console.status("reading") as status:
+        result = bench_answer(
+            data.expanduser(),
+            reader=reader,
+            quantise=quantise,
+            held_out=held_out,
+            limit=limit,
+            threshold=threshold,
+            progress=status.update,
+        )
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    table = Table("who", title=f"{result['questions']} questions of {result['data']}")
+    for heading in ("exact match", "F1", "said none", "ms"):
+        table.add_column(heading, justify="right")
+    for row in result["rows"]:
+        shares = (f"{row[name]:.1%}" for name in ("exact", "f1", "said_none"))
+        table.add_row(row["who"], *shares, f"{row['ms']:.1f}")
     Console().print(table)

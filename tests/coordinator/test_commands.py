@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from coordinator.commands import Client, device, run
+from coordinator.commands import Client, device, key, run
 from shared.errors import AccessDenied, CoordinatorUnavailable, RoundError
 
 Answer = tuple[int, object]
@@ -42,7 +42,7 @@ class Server:
                 self.end_headers()
                 self.wfile.write(data)
 
-            do_GET = do_POST = reply  # noqa: N815  the library's names
+            do_GET = do_POST = do_DELETE = reply  # noqa: N815  the library's names
 
             def log_message(self, *_: object) -> None:
                 """Say nothing."""
@@ -243,3 +243,77 @@ def test_a_run_is_followed_to_its_end_and_nothing_is_printed_twice(
     server.answer = lambda method, path: (200, story[:2])
     assert len(invoke(run, server, "logs", "trial").splitlines()) == 2
     assert len(naps) == 3, "without --follow nothing is waited for"
+
+
+# Keys
+
+A_KEY = {
+    "name": "notes",
+    "prefix": "llmos_abcdef",
+    "created_at": 1.0,
+    "expires_at": None,
+    "revoked_at": None,
+    "priority": 2,
+    "tokens_per_minute": 500,
+    "public_cache": True,
+}
+
+
+def test_a_new_key_is_printed_once_and_alone(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMOS_TOKEN", "token")
+    server.answer = lambda method, path: (201, A_KEY | {"key": "llmos_abcdef-the-rest"})
+    options = ["--days", "7", "--priority", "2", "--tokens-per-minute", "500", "--public-cache"]
+    result = CliRunner().invoke(key, ["add", "notes", *options, "--url", server.url])
+    assert result.output == "llmos_abcdef-the-rest\n"
+    result = CliRunner().invoke(key, ["add", "notes", "--json", "--url", server.url])
+    assert json.loads(result.output)["key"] == "llmos_abcdef-the-rest"
+    full = {
+        "name": "notes",
+        "days": 7.0,
+        "priority": 2,
+        "tokens_per_minute": 500,
+        "public_cache": True,
+    }
+    plain = {
+        "name": "notes",
+        "days": None,
+        "priority": 0,
+        "tokens_per_minute": 0,
+        "public_cache": False,
+    }
+    assert [(method, path, body) for method, path, _, body in server.asked] == [
+        ("POST", "/api/v1/keys", full),
+        ("POST", "/api/v1/keys", plain),
+    ]
+
+
+def test_keys_are_listed_with_what_they_may(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMOS_TOKEN", "token")
+    monkeypatch.setenv("COLUMNS", "160")
+    keys = [
+        A_KEY,
+        A_KEY | {"name": "gone", "revoked_at": 2.0},
+        A_KEY | {"name": "old", "expires_at": 0.0},
+        A_KEY | {"name": "soon", "expires_at": 4e9, "tokens_per_minute": 0},
+    ]
+    server.answer = lambda method, path: (200, keys)
+    shown = CliRunner().invoke(key, ["ls", "--url", server.url]).output
+    for word in ("notes", "llmos_abcdef…", "valid", "revoked", "expired 1970", "until 2096", "500"):
+        assert word in shown
+    listed = CliRunner().invoke(key, ["ls", "--json", "--url", server.url]).output
+    assert json.loads(listed) == keys
+
+
+def test_a_key_is_revoked_by_its_name(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMOS_TOKEN", "token")
+    result = CliRunner().invoke(key, ["revoke", "no/tes", "--url", server.url])
+    assert result.output == "revoked no/tes\n"
+    assert server.asked[0][:2] == ("DELETE", "/api/v1/keys/no%2Ftes")
+    server.answer = lambda method, path: (404, {"detail": "there is no key called 'x'"})
+    result = CliRunner().invoke(key, ["revoke", "x", "--url", server.url])
+    assert isinstance(result.exception, RoundError)
+    assert "no key called" in str(result.exception)

@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from shared.loopback import served
 from tests.support.brokers import eventually, mosquitto_or_skip
 from tests.support.proc import Process, descendants
+from tests.support.tiny_encoders import make_encoder, make_reader
 
 pytestmark = [pytest.mark.broker, pytest.mark.processes]
 
@@ -78,8 +79,14 @@ def test_it_answers_as_soon_as_it_says_that_it_is_ready(tmp_path: Path) -> None:
         headers = {"Authorization": f"Bearer {token}"}
         answer = httpx.get(up.ready["url"] + "/api/v1/runs", headers=headers, trust_env=False)
         assert answer.json() == []
-        for secret in ("admin.token", "identity.key"):
+        for secret in ("admin.token", "metrics.token", "identity.key"):
             assert stat.S_IMODE((up.home / secret).stat().st_mode) == 0o600
+        assert up.get("/metrics").status_code == 401
+        scraper = {"Authorization": f"Bearer {(up.home / 'metrics.token').read_text()}"}
+        url = up.ready["url"]
+        answer = httpx.get(f"{url}/metrics", headers=scraper, trust_env=False)
+        assert "# TYPE llmos_queue_depth gauge" in answer.text
+        assert httpx.get(f"{url}/v1/models", headers=scraper, trust_env=False).status_code == 401
         assert up.ready["pid"] == up.process.pid
         second = subprocess.run(
             command(up.home), cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
@@ -87,6 +94,44 @@ def test_it_answers_as_soon_as_it_says_that_it_is_ready(tmp_path: Path) -> None:
         assert second.returncode == 1
         assert "another process works in" in second.stderr
         assert up.get("/healthz").status_code == 200
+
+
+def test_models_of_texts_answer_and_end_with_it(tmp_path: Path) -> None:
+    encoder, reader = tmp_path / "encoder", tmp_path / "reader"
+    make_encoder(encoder)
+    make_reader(reader)
+    options = ("--encoder", str(encoder), "--reader", str(reader))
+    with running(tmp_path / "home", *options) as up:
+        token = (up.home / "admin.token").read_text()
+        ask = httpx.Client(
+            base_url=up.ready["url"] + "/v1",
+            headers={"Authorization": f"Bearer {token}"},
+            trust_env=False,
+            timeout=120,
+        )
+        # While they are still being imported: whoever asks waits.
+        asked = {"model": "encoder", "input": ["a b", "c"]}
+        assert len(ask.post("/embeddings", json=asked).json()["data"]) == 2
+        documents = {"documents": [{"id": "1", "text": "a b c"}]}
+        added = ask.post("/collections/letters/documents", json=documents)
+        assert added.json()["documents"] == 1, added.text
+        question = {"question": "a", "collection": "letters", "threshold": None}
+        answer = ask.post("/tasks/answer", json=question).json()
+        assert answer["data"][0]["document"] == "1"
+        states = {entry["id"]: entry["state"] for entry in ask.get("/models").json()["data"]}
+        assert states == {"encoder": "ready", "reader": "ready"}
+        ask.close()
+        children = up.children
+        assert sum("encoder_worker" in child.command for child in children) >= 2
+        os.kill(up.process.pid, signal.SIGTERM)
+        assert eventually(lambda: up.process.poll() is not None)
+        assert eventually(lambda: not any(child.alive for child in children)), children
+        assert up.process.returncode == 0
+    with running(tmp_path / "home", "--encoder", str(encoder)) as up:
+        head = {"Authorization": f"Bearer {(up.home / 'admin.token').read_text()}"}
+        url = up.ready["url"] + "/v1/collections/letters/search"
+        found = httpx.post(url, json={"query": "a"}, headers=head, trust_env=False, timeout=120)
+        assert found.json()["data"][0]["text"] == "a b c"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
@@ -149,3 +194,17 @@ def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
         assert answer.returncode == 1
         assert f"--port: {port} is taken" in answer.stderr
         assert "Traceback" not in answer.stderr
+
+
+def test_a_cache_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
+    answer = subprocess.run(
+        [*command(tmp_path / "home"), "--cache", "somewhere"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert answer.returncode == 1
+    assert "--cache: must be memory, none, or like redis://" in answer.stderr
+    assert "Traceback" not in answer.stderr

@@ -21,6 +21,7 @@ import numpy as np
 from coordinator.coordinator import Coordinator
 from coordinator.federation.rounds import Planned, Transition, UpdateStored
 from coordinator.inference.engine import Engine
+from coordinator.inference.front_desk import FrontDesk
 from coordinator.probe import MakeModel
 from coordinator.releases import MakeRelease
 from coordinator.store.store import Store
@@ -475,7 +476,7 @@ class World:
             adder=self.adder,
             make_model=self.make_model,
             make_release=self.make_release,
-            engine=self.engine,
+            desk=FrontDesk({self.engine.card.name: self.engine}) if self.engine else None,
         )
         self._mortal = mortal
         drive(mortal, self.transport, self.time)

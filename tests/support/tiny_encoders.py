@@ -64,6 +64,35 @@ def make_encoder(folder: Path, architecture: str = "bert", *, seed: int = 0, **c
     return model
 
 
+def make_reader(folder: Path, architecture: str = "bert", *, seed: int = 0, **changes: Any) -> Any:
+    """The same with a head for spans and segments that show; return the torch model."""
+    import torch
+
+    transformers: Any = importlib.import_module("transformers")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    offset = PADDING + 1 if architecture.endswith("roberta") else 0
+    if architecture == "distilbert":
+        config: Any = transformers.DistilBertConfig(
+            vocab_size=WORDS, dim=FEATURES, n_layers=LAYERS, n_heads=4, hidden_dim=48,
+            max_position_embeddings=MAX_TOKENS, pad_token_id=PADDING, **changes,
+        )  # fmt: skip
+    else:
+        config = transformers.AutoConfig.for_model(
+            architecture, **{**_COMMON, "max_position_embeddings": MAX_TOKENS + offset, **changes}
+        )
+    model = transformers.AutoModelForQuestionAnswering.from_config(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            drawn = 0.3 * torch.randn(parameter.shape, generator=generator)
+            gain = name.endswith("weight") and parameter.ndim == 1
+            parameter.copy_(drawn + 1 if gain else drawn)
+    model.save_pretrained(folder, safe_serialization=True)
+    _write_tokenizer(folder)
+    return model
+
+
 def torch_features(model: Any, ids: Any, mask: Any) -> FloatMatrix:
     """Mean over the tokens that count, length 1: (batch, F)."""
     import torch
@@ -137,6 +166,8 @@ def _write_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))  # noqa: S106
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from fastapi.testclient import TestClient
 from coordinator.api.app import Services, create_app
 from coordinator.federation import rounds
 from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
+from coordinator.inference.front_desk import FrontDesk
+from coordinator.inference.serving_metrics import ServingMetrics
 from coordinator.store.store import Store
 from shared.crypto.identity import Identity, fingerprint, format_public, parse_public
 from shared.transport.memory import MemoryNetwork
@@ -22,9 +25,11 @@ from shared.types import DeviceId, Digest, RoundNumber, RunId
 from shared.wire.envelope import Post
 from tests.support.clocks import VirtualClock
 from tests.support.coordination import PROBE, job_tables, make_base
+from tests.support.scripted_engines import ScriptedEngine
 
 TOKEN = "s3cret-of-the-admin"  # noqa: S105  a test's own
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+SCRAPER = "s3cret-of-prometheus"
 OPEN = {("POST", "/api/v1/devices/join")}
 """What answers without a token: a device that joins has only its one-time secret."""
 
@@ -50,6 +55,10 @@ class Api:
         )
         self.stopped: list[tuple[str, str]] = []
         self.ready = False
+        metrics = ServingMetrics()
+        self.engine = ScriptedEngine(slots=2)
+        self.desk = FrontDesk({self.engine.card.name: self.engine}, meter=metrics)
+        metrics.watch(self.desk)
         self.app: FastAPI = create_app(
             Services(
                 store=self.store,
@@ -61,8 +70,10 @@ class Api:
                 now=self.clock.now,
                 stop_run=lambda run, why: self.stopped.append((run, why)),
                 is_ready=lambda: self.ready,
-                engine=None,
+                desk=self.desk,
                 adapter_of=lambda _: b"",
+                metrics=metrics,
+                metrics_token=SCRAPER,
             )
         )
         self.client = TestClient(self.app, raise_server_exceptions=False)
@@ -80,6 +91,21 @@ class Api:
             "seed": 3,
         }
         return self.post("/api/v1/runs", body)
+
+    def make_key(self, name: str, **options: Any) -> dict[str, Any]:
+        answer = self.post("/api/v1/keys", {"name": name} | options)
+        assert answer.status_code == 201
+        made: dict[str, Any] = answer.json()
+        return made
+
+    def ask(self, key: str, tokens: int = 2) -> Any:
+        body = {
+            "model": self.engine.card.name,
+            "messages": [{"role": "user", "content": "hi"}],
+            "max_tokens": tokens,
+        }
+        headers = {"Authorization": f"Bearer {key}"}
+        return self.client.post("/v1/chat/completions", json=body, headers=headers)
 
     def join(self, **changes: Any) -> Any:
         """Join as a device does: with its token alone."""
@@ -110,6 +136,13 @@ def problem(answer: Any) -> dict[str, Any]:
 
 # Who may ask
 
+HEALTH = {"/healthz", "/readyz"}
+
+
+def filled(path: str) -> str:
+    """A route's path with something in every place."""
+    return re.sub(r"\{\w+(:path)?\}", "some", path)
+
 
 def routes_of(app: FastAPI) -> list[tuple[str, str]]:
     """Every method and path that the application answers, in its schema or hidden."""
@@ -135,13 +168,17 @@ def test_the_sweep_below_sees_every_route(api: Api) -> None:
 def test_without_the_token_every_route_but_joining_is_denied(api: Api, shown: str | None) -> None:
     headers = {} if shown is None else {b"Authorization": shown.encode()}
     for method, path in routes_of(api.app):
-        if not path.startswith("/api") or (method, path) in OPEN:
+        if path in HEALTH or (method, path) in OPEN:
             continue
-        answer = api.client.request(method, path.replace("{run}", "run"), headers=headers, json={})
+        answer = api.client.request(method, filled(path), headers=headers, json={})
         assert answer.status_code == 401, (method, path)
         assert answer.headers["www-authenticate"] == "Bearer"
-        assert problem(answer)["type"] == "urn:llmos:access_denied"
+        if path.startswith("/v1/"):  # these speak as OpenAI's do
+            assert answer.json()["error"]["code"] == "access_denied"
+        else:
+            assert problem(answer)["type"] == "urn:llmos:access_denied"
         assert TOKEN not in answer.text
+    assert api.engine.served == []
     assert api.store.runs() == []
     assert api.stopped == []
 
@@ -149,8 +186,111 @@ def test_without_the_token_every_route_but_joining_is_denied(api: Api, shown: st
 def test_with_the_token_the_same_routes_are_not_denied(api: Api) -> None:
     """The control of the sweep: it is the token that makes the difference."""
     for method, path in routes_of(api.app):
-        answer = api.client.request(method, path.replace("{run}", "run"), headers=HEADERS, json={})
+        answer = api.client.request(method, filled(path), headers=HEADERS, json={})
         assert answer.status_code != 401, (method, path)
+
+
+def test_a_serving_key_opens_v1_and_nothing_else(api: Api) -> None:
+    headers = {"Authorization": f"Bearer {api.make_key('notes')['key']}"}
+    opened = set()
+    for method, path in routes_of(api.app):
+        if path in HEALTH or (method, path) in OPEN:
+            continue
+        answer = api.client.request(method, filled(path), headers=headers, json={})
+        if path.startswith("/v1/"):
+            assert answer.status_code != 401, (method, path)
+            opened.add(path)
+        else:
+            assert answer.status_code == 401, (method, path)
+    assert {"/v1/models", "/v1/chat/completions"} <= opened
+
+
+def test_the_token_for_metrics_opens_metrics_and_nothing_else(api: Api) -> None:
+    headers = {"Authorization": f"Bearer {SCRAPER}"}
+    for method, path in routes_of(api.app):
+        if path in HEALTH or (method, path) in OPEN:
+            continue
+        answer = api.client.request(method, filled(path), headers=headers, json={})
+        assert (answer.status_code == 200) is (path == "/metrics"), (method, path)
+
+
+# Keys
+
+
+def test_a_key_asks_the_model_on_its_own_behalf_until_it_is_revoked(api: Api) -> None:
+    made = api.make_key("notes", priority=2, tokens_per_minute=1000, public_cache=True)
+    assert api.ask(made["key"]).status_code == 200
+    (listed,) = api.get("/api/v1/keys").json()
+    assert listed == {k: v for k, v in made.items() if k != "key"}
+    assert made["key"].startswith(listed["prefix"])
+    text = api.get("/metrics").text
+    assert 'llmos_requests_total{key="notes",model="scripted",outcome="length"} 1.0' in text
+    assert api.client.delete("/api/v1/keys/notes", headers=HEADERS).status_code == 200
+    assert api.ask(made["key"]).status_code == 401
+    assert api.get("/api/v1/keys").json()[0]["revoked_at"] == api.clock.now()
+    assert len(api.engine.served) == 1
+
+
+def test_a_key_expires(api: Api) -> None:
+    made = api.make_key("short", days=1)
+    assert made["expires_at"] == api.clock.now() + 86_400
+    api.clock.run(until_s=made["expires_at"] - 1)
+    assert api.ask(made["key"]).status_code == 200
+    api.clock.run(until_s=made["expires_at"])
+    assert api.ask(made["key"]).status_code == 401
+
+
+def test_a_name_is_given_once_even_if_it_was_revoked(api: Api) -> None:
+    api.make_key("notes")
+    api.client.delete("/api/v1/keys/notes", headers=HEADERS)
+    answer = api.post("/api/v1/keys", {"name": "notes"})
+    assert answer.status_code == 409
+    assert "choose another name" in problem(answer)["detail"]
+    missing = api.client.delete("/api/v1/keys/nobody", headers=HEADERS)
+    assert missing.status_code == 404
+    assert "nobody" in problem(missing)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"name": "admin"}, "name"),
+        ({"name": "device:kitchen"}, "name"),
+        ({"name": "A"}, "name"),
+        ({"days": -1}, "days"),
+        ({"priority": 11}, "priority"),
+        ({"tokens_per_minute": -1}, "tokens_per_minute"),
+    ],
+)
+def test_a_key_that_cannot_be_is_refused_by_the_field(
+    api: Api, change: dict[str, object], named: str
+) -> None:
+    answer = api.post("/api/v1/keys", {"name": "notes"} | change)
+    assert answer.status_code == 422
+    assert named in problem(answer)["detail"]
+    assert api.get("/api/v1/keys").json() == []
+
+
+def test_a_quota_is_a_429_that_says_when_to_return(api: Api) -> None:
+    key = api.make_key("small", tokens_per_minute=40)["key"]
+    assert api.ask(key, tokens=30).status_code == 200
+    refused = api.ask(key, tokens=30)
+    assert refused.status_code == 429
+    assert refused.json()["error"]["code"] == "engine.quota"
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert 'llmos_quota_refusals_total{key="small"} 1.0' in api.get("/metrics").text
+
+
+def test_a_key_may_send_a_conversation_and_no_more(api: Api) -> None:
+    headers = {"Authorization": f"Bearer {api.make_key('notes')['key']}"}
+    long, too_long = b" " * 200_000, b" " * 1_100_000
+    for path, body, status in (
+        ("/v1/chat/completions", long, 400),
+        ("/v1/chat/completions", too_long, 413),
+        ("/api/v1/runs", long, 413),
+    ):
+        answer = api.client.post(path, content=body, headers=headers)
+        assert answer.status_code == status, (path, len(body))
 
 
 def test_everything_under_the_prefix_is_denied_also_where_there_is_nothing(api: Api) -> None:

@@ -8,7 +8,12 @@ import pytest
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
-from coordinator.api.bodies import ADMINS_BYTES, STRANGERS_BYTES, BoundedBodies
+from coordinator.api.bodies import (
+    ADMINS_BYTES,
+    CALLERS_BYTES,
+    STRANGERS_BYTES,
+    BoundedBodies,
+)
 
 CHUNK = 1024
 
@@ -36,10 +41,14 @@ async def nothing(_message: Message) -> None:
     """Nobody listens."""
 
 
-def serve(sender: Sender, credential: str = "") -> None:
-    app = BoundedBodies(reads_all, is_admin=lambda shown: shown == "Bearer right")
+def serve(sender: Sender, credential: str = "", path: str = "/api/v1/runs") -> None:
+    app = BoundedBodies(
+        reads_all,
+        is_admin=lambda shown: shown == "Bearer right",
+        is_caller=lambda shown: shown == "Bearer key",
+    )
     headers = [(b"authorization", credential.encode())] if credential else []
-    scope = {"type": "http", "headers": headers}
+    scope = {"type": "http", "headers": headers, "path": path}
     asyncio.run(app(scope, sender.receive, nothing))
 
 
@@ -68,3 +77,18 @@ def test_who_shows_the_token_may_send_a_job_with_its_examples() -> None:
     serve(sender, "Bearer right")
     assert sender.sent == 100 * STRANGERS_BYTES
     assert ADMINS_BYTES > 100 * STRANGERS_BYTES
+
+
+def test_who_shows_an_api_key_may_send_a_conversation_to_v1_alone() -> None:
+    sender = Sender(CALLERS_BYTES)
+    serve(sender, "Bearer key", "/v1/chat/completions")
+    assert sender.sent == CALLERS_BYTES
+    for path, most in (
+        ("/v1/chat/completions", CALLERS_BYTES),
+        ("/api/v1/runs", STRANGERS_BYTES),
+        ("/v1", STRANGERS_BYTES),
+    ):
+        sender = Sender(2**40)
+        with pytest.raises(HTTPException):
+            serve(sender, "Bearer key", path)
+        assert sender.sent <= most + CHUNK

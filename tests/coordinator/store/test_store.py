@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 
 from coordinator.federation import rounds
 from coordinator.federation.rounds import Closed, Committed, Planned, Transition, UpdateStored
-from coordinator.store.store import Store, by_round
+from coordinator.store.store import ApiKey, Store, by_round
 from shared.errors import AccessDenied, DataError, LlmOsError, RunNotFound, StorageError
 from shared.files import digest_of
 from shared.types import DeviceId, Digest, PublicKey, RoundNumber, RunId
 
 RUN, DIGEST = RunId("run"), Digest("a" * 64)
+KEY = ApiKey("notes", "llmos_abcdef", "0" * 64, created_at=1.0)
 ROOT = Path(__file__).parents[3]
 
 
@@ -313,8 +314,44 @@ def test_a_database_of_another_version_is_refused(store: Store) -> None:
     with sqlite3.connect(store.folder / "store.db") as database:
         database.execute("UPDATE schema_version SET version = 1")
     database.close()
-    with pytest.raises(StorageError, match="has schema 1, this program knows 3"):
+    with pytest.raises(StorageError, match="has schema 1, this program knows 4"):
         open_store(store.folder)
+
+
+def test_a_store_from_before_there_were_keys_gets_their_table(store: Store) -> None:
+    store.close()
+    database = sqlite3.connect(store.folder / "store.db")
+    with database:
+        database.execute("DROP TABLE api_keys")
+        database.execute("UPDATE schema_version SET version = 3")
+    database.close()
+    for _ in range(2):
+        again = open_store(store.folder)
+        assert [row.run for row in again.runs()] == [RUN]
+        assert again.api_keys() == []
+        again.close()
+    again.add_key(KEY)
+    assert again.api_keys() == [KEY]
+    again.close()
+
+
+def test_a_key_is_kept_as_it_is_and_once(store: Store) -> None:
+    other = dataclasses.replace(
+        KEY, name="a", secret_sha256="1" * 64, expires_at=9.0, priority=-3, public_cache=True
+    )
+    store.add_key(KEY)
+    store.add_key(other)
+    assert store.api_keys() == [other, KEY]
+    for taken in (KEY, dataclasses.replace(KEY, secret_sha256="2" * 64)):
+        with pytest.raises(DataError, match="choose another name"):
+            store.add_key(taken)
+    assert store.revoke_key("notes", now=5.0)
+    assert store.revoke_key("notes", now=6.0)
+    assert not store.revoke_key("nobody", now=6.0)
+    revoked = dataclasses.replace(KEY, revoked_at=5.0)
+    assert store.api_keys() == [other, revoked]
+    assert not revoked.opens(1.0)
+    assert [other.opens(now) for now in (8.9, 9.0)] == [True, False]
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

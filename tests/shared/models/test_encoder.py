@@ -12,7 +12,7 @@ import pytest
 
 from shared.errors import ModelError
 from shared.models import encoder
-from shared.models.encoder import MINILM, PINNED, find_base_model
+from shared.models.encoder import MINILM, PINNED, find_base_model, is_on_this_machine
 from shared.types import Digest
 
 WEIGHTS = b"weights"
@@ -100,6 +100,23 @@ def test_an_incomplete_cache_is_passed_over(tmp_path: Path, hub: Hub) -> None:
     (hub.cached / "tokenizer.json").unlink()
     folder = install_package(tmp_path)
     assert find_base_model(MINILM).folder == folder
+
+
+def test_whether_a_model_is_here_is_told_without_asking_the_network(
+    tmp_path: Path, hub: Hub
+) -> None:
+    hub.remote = model_folder(tmp_path / "fetched")
+    assert not is_on_this_machine(MINILM)
+    assert hub.asked == [True]
+    hub.cached = hub.remote
+    assert is_on_this_machine(MINILM)
+    assert False not in hub.asked
+
+
+def test_an_installed_package_is_on_this_machine(tmp_path: Path, hub: Hub) -> None:
+    install_package(tmp_path)
+    assert is_on_this_machine(MINILM)
+    assert False not in hub.asked
 
 
 def test_the_network_comes_last(tmp_path: Path, hub: Hub) -> None:

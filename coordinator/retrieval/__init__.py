@@ -1,0 +1,1 @@
+"""Passages that are kept with their embeddings, and found again by meaning."""
