@@ -95,7 +95,7 @@ def start(
         int, typer.Option(help="Processes that hold --model, each with its share of the cores.")
     ] = 1,
     tensor_parallel: Annotated[
-        int, typer.Option(help="Processes that hold a part of --model each, started by torchrun.")
+        int, typer.Option(min=1, max=64, help="Processes that hold a part of --model each.")
     ] = 1,
     upstream: Annotated[
         str, typer.Option(help="In place of --model: addresses of who serves it, by commas.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,9 +21,7 @@ AUTO: Final = "auto"
 ENGINES: Final = (AUTO, "onnx", "transformers")
 DEVICES: Final = (AUTO, "cpu", "cuda")
 MAX_REPLICAS: Final = 64
-MAX_PARTS: Final = 64
-_PARTS: Final = "tensor-parallel"
-"""The runtime that holds a part of a model in each of several processes."""
+TENSOR_PARALLEL: Final = "tensor-parallel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ def make_engine(name_or_path: str, settings: EngineSettings) -> Engine:
     if settings.tensor_parallel > 1:
         if runtime == "onnx":
             raise ConfigError(["--tensor-parallel: onnx keeps a model whole"], source="options")
-        runtime = _PARTS
+        runtime = TENSOR_PARALLEL
     if runtime == AUTO:
         runtime = "onnx" if device == "cpu" else "transformers"
     known = PRECISIONS if runtime == "onnx" else ("fp32", "bf16", "fp16")
@@ -86,13 +85,13 @@ def make_engine(name_or_path: str, settings: EngineSettings) -> Engine:
         "kv_bytes": settings.kv_bytes,
         "models": str(settings.models),
     }
-    if runtime != _PARTS:
+    if runtime != TENSOR_PARALLEL:
         return LocalEngine(name_or_path, table, threads=threads)
     count = settings.tensor_parallel
     return LocalEngine(
         name_or_path,
         table,
-        threads=max(1, threads // count),  # of each process
+        threads=max(1, threads // count),
         worker="coordinator.inference.tensor_parallel_worker",
         arguments=(str(count), device),
     )
@@ -116,7 +115,7 @@ class Serving:
         kv_mib: Memory for keys and values on the processor, for all replicas together, in MiB;
             0: a share of the machine's.
         replicas: Processes that hold it, each with its share of the cores.
-        tensor_parallel: Processes that hold a part of it each; not with ``replicas``.
+        tensor_parallel: Processes that hold a part of it each; 1 keeps it whole.
         upstream: Addresses of those who serve it, separated by commas, in place of ``model``.
         upstream_model: As they call it, and we too.
         upstream_keys: One key for all of them, or one for each, separated by commas.
@@ -146,28 +145,7 @@ class Serving:
             ConfigError: the options contradict each other.
             ModelError: ``model`` is neither a folder with a model nor written like a hub id.
         """
-        problems = []
-        if self.model and self.upstream:
-            problems.append("--model and --upstream: one of them answers, name that")
-        if bool(self.upstream) != bool(self.upstream_model):
-            problems.append("--upstream and --upstream-model: name both")
-        if self.upstream_keys and not self.upstream:
-            problems.append("--upstream-key-env: of no --upstream")
-        if self.engine_kind not in ENGINES:
-            problems.append(f"--engine: {self.engine_kind} is not among {', '.join(ENGINES)}")
-        if self.device not in DEVICES:
-            problems.append(f"--device: {self.device} is not among {', '.join(DEVICES)}")
-        if not 1 <= self.replicas <= MAX_REPLICAS:
-            problems.append(f"--replicas: 1 to {MAX_REPLICAS}, not {self.replicas}")
-        elif self.replicas > 1 and not self.model:
-            problems.append("--replicas: of no --model")
-        if not 1 <= self.tensor_parallel <= MAX_PARTS:
-            problems.append(f"--tensor-parallel: 1 to {MAX_PARTS}, not {self.tensor_parallel}")
-        elif self.tensor_parallel > 1 and not self.model:
-            problems.append("--tensor-parallel: of no --model")
-        elif self.tensor_parallel > 1 and self.replicas > 1:
-            problems.append("--tensor-parallel and --replicas: not both, they would share GPUs")
-        if problems:
+        if problems := list(self._problems()):
             raise ConfigError(problems, source="options")
         if self.upstream:
             nodes = parse_nodes(self.upstream, self.upstream_keys)
@@ -186,3 +164,23 @@ class Serving:
         )
         engines = [make_engine(self.model, settings) for _ in range(self.replicas)]
         return engines[0] if len(engines) == 1 else ReplicatedEngine(engines)
+
+    def _problems(self) -> Iterator[str]:
+        if self.model and self.upstream:
+            yield "--model and --upstream: one of them answers, name that"
+        if bool(self.upstream) != bool(self.upstream_model):
+            yield "--upstream and --upstream-model: name both"
+        if self.upstream_keys and not self.upstream:
+            yield "--upstream-key-env: of no --upstream"
+        if self.engine_kind not in ENGINES:
+            yield f"--engine: {self.engine_kind} is not among {', '.join(ENGINES)}"
+        if self.device not in DEVICES:
+            yield f"--device: {self.device} is not among {', '.join(DEVICES)}"
+        if not 1 <= self.replicas <= MAX_REPLICAS:
+            yield f"--replicas: 1 to {MAX_REPLICAS}, not {self.replicas}"
+        elif self.replicas > 1 and not self.model:
+            yield "--replicas: of no --model"
+        if self.tensor_parallel > 1 and not self.model:
+            yield "--tensor-parallel: of no --model"
+        if self.tensor_parallel > 1 and self.replicas > 1:
+            yield "--tensor-parallel and --replicas: not both, they would share the GPUs"

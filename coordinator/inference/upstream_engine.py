@@ -300,8 +300,8 @@ class UpstreamEngine:
             doubt.clear()
             before = self._health[name]
             self._health[name] = after = await self._checked(name, before)
-            if after.offer is not None and before.offer is None:
-                log.info("node.in", node=name, serves_it=self._model in after.offer.models)
+            if after.offer is not None and self._serves(after) != self._serves(before):
+                log.info("node.in", node=name, serving=self._serves(after))
             elif after.offer is None and (before.offer is not None or not before.failures):
                 log.warning("node.out", node=name, reason=after.reason)
             pause = after.pause_s(self._patience.check, self._patience.longest_check)
@@ -310,6 +310,9 @@ class UpstreamEngine:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await doubt.wait()
+
+    def _serves(self, health: NodeHealth) -> bool | None:
+        return None if health.offer is None else self._model in health.offer.models
 
     async def _checked(self, name: str, before: NodeHealth) -> NodeHealth:
         node = self._nodes[name]

@@ -145,18 +145,29 @@ class FakeNode:
 
     async def _run(self, started: threading.Event) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._writers: set[asyncio.StreamWriter] = set()
+
+        def taken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            # Known before its task has run: one that is cancelled first would leave it open.
+            self._writers.add(writer)
+            self._tasks.add(asyncio.create_task(self._serve(reader, writer)))
+
+        self._tasks: set[asyncio.Task[None]] = set()
+        server = await asyncio.start_server(taken, "127.0.0.1", self.port)
         self.port = server.sockets[0].getsockname()[1]
         started.set()
         await self._over.wait()
         server.close()
-        # Connections that were taken just now have tasks that do not run yet.
+        # A connection that was taken just now has a task that does not run yet: cancelled before
+        # its first step, it would leave its socket open.
+        await asyncio.sleep(0.05)
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in others:
                 task.cancel()
             await asyncio.wait(others, timeout=1.0)
-        for _ in range(5):
-            await asyncio.sleep(0)  # in which the sockets are closed
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.sleep(0.05)  # in which the sockets are closed
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -75,7 +75,6 @@ def started(engine: Engine) -> Engine:
         "scripted",
         pytest.param("onnx", marks=[pytest.mark.model, pytest.mark.slow]),
         pytest.param("transformers", marks=[pytest.mark.model, pytest.mark.slow]),
-        pytest.param("parts", marks=[pytest.mark.model, pytest.mark.slow, pytest.mark.processes]),
     ],
 )
 def kind(request: pytest.FixtureRequest) -> str:
@@ -90,8 +89,6 @@ def engine(kind: str, folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     else:
         models = tmp_path_factory.mktemp("models")
         settings = EngineSettings(models, runtime=kind, device="cpu", threads=1)
-        if kind == "parts":
-            settings = EngineSettings(models, device="cpu", threads=2, tensor_parallel=2)
         engine = make_engine(str(folder), settings)
     yield started(engine)
     engine.close()

@@ -6,7 +6,6 @@ import asyncio
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, aclosing, contextmanager
@@ -179,7 +178,8 @@ def test_two_coordinators_behind_a_third_share_the_work_and_one_may_be_killed(
 
         status, right = ask()
         assert status == 200, right
-        time.sleep(4.0)  # a check's pause, so that both nodes are known to be ready
+        log = front / "log"
+        assert eventually(lambda: log.read_text().count('"serving": true') == 2, within_s=LONG_S)
         with ThreadPoolExecutor(8) as pool:
             running = [pool.submit(ask) for _ in range(16)]
             assert eventually(lambda: any(each.done() for each in running), within_s=LONG_S)

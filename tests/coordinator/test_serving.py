@@ -1,0 +1,75 @@
+"""What ``llmos up`` is told about the model becomes an engine, or a sentence that names the option."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from coordinator.inference.transformers_engine import TransformersEngine
+from typer.testing import CliRunner
+
+from coordinator.commands import up
+from coordinator.inference.engine import EngineState
+from coordinator.inference.replicated_engine import ReplicatedEngine
+from coordinator.inference.run_adapters import adapters_by_name
+from coordinator.inference.upstream_engine import UpstreamEngine
+from coordinator.process import Serving
+from shared.errors import ConfigError, ModelError
+from shared.types import RunId
+
+NODES = "http://127.0.0.1:8001,http://127.0.0.1:8002"
+
+
+def test_one_model_several_replicas_or_other_machines() -> None:
+    assert Serving().engine() is None
+    assert isinstance(Serving("some/model").engine(), TransformersEngine)
+    several = Serving("some/model", replicas=3).engine()
+    assert isinstance(several, ReplicatedEngine)
+    assert len(several.outstanding) == 3
+    upstream = Serving(upstream=NODES, upstream_model="m", upstream_keys="k").engine()
+    assert isinstance(upstream, UpstreamEngine)
+    assert (upstream.card.name, upstream.card.state) == ("m", EngineState.LOADING)
+    assert list(upstream.outstanding) == ["127.0.0.1:8001", "127.0.0.1:8002"]
+
+
+@pytest.mark.parametrize(
+    ("serving", "named"),
+    [
+        (Serving("a/b", upstream=NODES, upstream_model="m"), "--model and --upstream"),
+        (Serving(upstream=NODES), "--upstream-model"),
+        (Serving(upstream_model="m"), "--upstream and"),
+        (Serving("a/b", upstream_keys="hidden"), "--upstream-key-env"),
+        (Serving("a/b", replicas=0), "--replicas: 1 to 64, not 0"),
+        (Serving("a/b", replicas=65), "--replicas: 1 to 64, not 65"),
+        (Serving(replicas=2), "--replicas: of no --model"),
+        (Serving(upstream="here", upstream_model="m"), "here"),
+    ],
+)
+def test_options_that_contradict_each_other_are_named(serving: Serving, named: str) -> None:
+    with pytest.raises(ConfigError, match=named) as caught:
+        serving.engine()
+    assert "hidden" not in f"{caught.value} {serving!r}"
+
+
+def test_a_model_that_cannot_be_is_named_before_anything_starts() -> None:
+    with pytest.raises(ModelError, match="no folder"):
+        Serving("/nowhere at all", replicas=2).engine()
+
+
+def test_an_unset_variable_and_an_unknown_kind_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    base = ["--home", str(tmp_path / "home"), "--upstream", NODES, "--upstream-model", "m"]
+    for options, named in (
+        (["--upstream-key-env", "NO_SUCH_KEY"], "variable NO_SUCH_KEY is not set"),
+        (["--upstream-adapters", "other"], "'llmos' or 'plain', not 'other'"),
+    ):
+        result = CliRunner().invoke(up, [*base, *options])
+        assert isinstance(result.exception, ConfigError)
+        assert named in str(result.exception)
+    assert not (tmp_path / "home").exists()
+
+
+def test_adapters_that_go_by_name_differ_from_run_to_run() -> None:
+    assert adapters_by_name(RunId("a")) != adapters_by_name(RunId("b"))
