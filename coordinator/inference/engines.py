@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -144,22 +145,7 @@ class Serving:
             ConfigError: the options contradict each other.
             ModelError: ``model`` is neither a folder with a model nor written like a hub id.
         """
-        problems = []
-        if self.model and self.upstream:
-            problems.append("--model and --upstream: one of them answers, name that")
-        if bool(self.upstream) != bool(self.upstream_model):
-            problems.append("--upstream and --upstream-model: name both")
-        if self.upstream_keys and not self.upstream:
-            problems.append("--upstream-key-env: of no --upstream")
-        if self.engine_kind not in ENGINES:
-            problems.append(f"--engine: {self.engine_kind} is not among {', '.join(ENGINES)}")
-        if self.device not in DEVICES:
-            problems.append(f"--device: {self.device} is not among {', '.join(DEVICES)}")
-        if not 1 <= self.replicas <= MAX_REPLICAS:
-            problems.append(f"--replicas: 1 to {MAX_REPLICAS}, not {self.replicas}")
-        elif self.replicas > 1 and not self.model:
-            problems.append("--replicas: of no --model")
-        if problems:
+        if problems := list(self._problems()):
             raise ConfigError(problems, source="options")
         if self.upstream:
             nodes = parse_nodes(self.upstream, self.upstream_keys)
@@ -178,3 +164,23 @@ class Serving:
         )
         engines = [make_engine(self.model, settings) for _ in range(self.replicas)]
         return engines[0] if len(engines) == 1 else ReplicatedEngine(engines)
+
+    def _problems(self) -> Iterator[str]:
+        if self.model and self.upstream:
+            yield "--model and --upstream: one of them answers, name that"
+        if bool(self.upstream) != bool(self.upstream_model):
+            yield "--upstream and --upstream-model: name both"
+        if self.upstream_keys and not self.upstream:
+            yield "--upstream-key-env: of no --upstream"
+        if self.engine_kind not in ENGINES:
+            yield f"--engine: {self.engine_kind} is not among {', '.join(ENGINES)}"
+        if self.device not in DEVICES:
+            yield f"--device: {self.device} is not among {', '.join(DEVICES)}"
+        if not 1 <= self.replicas <= MAX_REPLICAS:
+            yield f"--replicas: 1 to {MAX_REPLICAS}, not {self.replicas}"
+        elif self.replicas > 1 and not self.model:
+            yield "--replicas: of no --model"
+        if self.tensor_parallel > 1 and not self.model:
+            yield "--tensor-parallel: of no --model"
+        if self.tensor_parallel > 1 and self.replicas > 1:
+            yield "--tensor-parallel and --replicas: not both, they would share the GPUs"

@@ -239,6 +239,8 @@ class _Part:
         if kinds - _ATTENTION:
             others = ", ".join(sorted(kinds - _ATTENTION))
             raise ModelError(f"{name} has layers that no process can hold a part of here: {others}")
+        if getattr(config, "attn_logit_softcapping", None):
+            raise ModelError(f"{name} bounds its attention's logits, which is not computed here")
         queries, self.heads = config.num_attention_heads, config.num_key_value_heads
         if queries % size or self.heads % size:
             raise ModelError(
