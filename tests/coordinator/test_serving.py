@@ -5,28 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from coordinator.inference.transformers_engine import TransformersEngine
 from typer.testing import CliRunner
 
 from coordinator.commands import up
 from coordinator.inference.engine import EngineState
+from coordinator.inference.engines import Serving
+from coordinator.inference.local_engine import LocalEngine
 from coordinator.inference.replicated_engine import ReplicatedEngine
 from coordinator.inference.run_adapters import adapters_by_name
 from coordinator.inference.upstream_engine import UpstreamEngine
-from coordinator.process import Serving
 from shared.errors import ConfigError, ModelError
 from shared.types import RunId
 
+MODELS = Path("models")
 NODES = "http://127.0.0.1:8001,http://127.0.0.1:8002"
 
 
 def test_one_model_several_replicas_or_other_machines() -> None:
-    assert Serving().engine() is None
-    assert isinstance(Serving("some/model").engine(), TransformersEngine)
-    several = Serving("some/model", replicas=3).engine()
+    assert Serving().engine(MODELS) is None
+    assert isinstance(Serving("some/model").engine(MODELS), LocalEngine)
+    several = Serving("some/model", replicas=3).engine(MODELS)
     assert isinstance(several, ReplicatedEngine)
     assert len(several.outstanding) == 3
-    upstream = Serving(upstream=NODES, upstream_model="m", upstream_keys="k").engine()
+    upstream = Serving(upstream=NODES, upstream_model="m", upstream_keys="k").engine(MODELS)
     assert isinstance(upstream, UpstreamEngine)
     assert (upstream.card.name, upstream.card.state) == ("m", EngineState.LOADING)
     assert list(upstream.outstanding) == ["127.0.0.1:8001", "127.0.0.1:8002"]
@@ -43,17 +44,22 @@ def test_one_model_several_replicas_or_other_machines() -> None:
         (Serving("a/b", replicas=65), "--replicas: 1 to 64, not 65"),
         (Serving(replicas=2), "--replicas: of no --model"),
         (Serving(upstream="here", upstream_model="m"), "here"),
+        (Serving("a/b", engine_kind="vllm"), "--engine: vllm is not among"),
+        (Serving("a/b", device="tpu"), "--device: tpu is not among"),
+        (Serving("a/b", device="cpu", precision="fp64"), "--precision: fp64 is not among"),
+        (Serving("a/b", engine_kind="onnx", device="cuda", precision="fp32"), "--engine: onnx"),
+        (Serving("a/b", engine_kind="onnx", tensor_parallel=2), "--tensor-parallel: onnx"),
     ],
 )
 def test_options_that_contradict_each_other_are_named(serving: Serving, named: str) -> None:
     with pytest.raises(ConfigError, match=named) as caught:
-        serving.engine()
+        serving.engine(MODELS)
     assert "hidden" not in f"{caught.value} {serving!r}"
 
 
 def test_a_model_that_cannot_be_is_named_before_anything_starts() -> None:
     with pytest.raises(ModelError, match="no folder"):
-        Serving("/nowhere at all", replicas=2).engine()
+        Serving("/nowhere at all", replicas=2).engine(MODELS)
 
 
 def test_an_unset_variable_and_an_unknown_kind_are_named(
