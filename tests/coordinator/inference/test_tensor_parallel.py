@@ -27,7 +27,7 @@ from coordinator.inference.engine import (
     collect,
 )
 from coordinator.inference.engine_text import TextModel
-from coordinator.inference.engines import EngineSettings, Serving, make_engine
+from coordinator.inference.engines import EngineSettings, make_engine
 from coordinator.inference.local_engine import LocalEngine
 from coordinator.inference.tensor_parallel import Group, TensorParallelModel
 from coordinator.inference.token_runtime import Emitted
@@ -146,13 +146,7 @@ def test_what_cannot_be_cut_is_refused_with_the_reason(
         alone(base).check(tiny_adapter(base, "none"))
 
 
-def test_options_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
-    for serving, named in (
-        (Serving(model="x", tensor_parallel=2, replicas=2), "--replicas"),
-        (Serving(tensor_parallel=2), "of no --model"),
-    ):
-        with pytest.raises(ConfigError, match=f"--tensor-parallel.*{named}"):
-            serving.engine(tmp_path)
+def test_a_graph_is_not_cut(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="onnx keeps a model whole"):
         make_engine(str(tmp_path), EngineSettings(tmp_path, runtime="onnx", tensor_parallel=2))
 

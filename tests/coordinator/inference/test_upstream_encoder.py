@@ -175,9 +175,11 @@ def test_what_all_refuse_is_an_error_in_their_words_without_the_key() -> None:
     with encoder_over(busy) as (encoder, _), pytest.raises(EngineBusy) as raised:
         embed(encoder, ["a"])
     assert raised.value.retry_after_s == 7
-    with encoder_over(answers(200, b"[1]")) as (encoder, (node,)):
-        with pytest.raises(EngineError, match=node.name):
-            embed(encoder, ["a"])
+    with (
+        encoder_over(answers(200, b"[1]")) as (encoder, (node,)),
+        pytest.raises(EngineError, match=node.name),
+    ):
+        embed(encoder, ["a"])
 
 
 def test_more_texts_than_may_wait_are_refused_and_whoever_leaves_makes_room() -> None:
