@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
@@ -228,7 +228,7 @@ def test_a_bert_over_two_coordinators_embeds_and_reads_on_when_one_is_killed(
             within_s=LONG_S,
         )
 
-        def ask(path: str, body: dict[str, object], at: tuple[str, str] = where[2]) -> object:
+        def ask(path: str, body: Mapping[str, object], at: tuple[str, str] = where[2]) -> object:
             heads = {"Authorization": f"Bearer {at[1]}"}
             answer = client.post(f"{at[0]}/v1{path}", json=body, headers=heads)
             assert answer.status_code == 200, answer.text

@@ -265,8 +265,10 @@ def test_when_one_process_is_killed_all_end_and_others_answer(engine: LocalEngin
         # At random from all tokens, so that the end of a turn is unlikely to come before.
         long = replace(request, max_tokens=400, temperature=5.0)
         async with aclosing(engine.stream(long)) as stream:
+            await anext(stream)
+            os.kill(before[-1].pid, signal.SIGKILL)
             async for _ in stream:
-                os.kill(before[-1].pid, signal.SIGKILL)
+                pass
 
     with pytest.raises(ChildDied):
         asyncio.run(killed_meanwhile())
@@ -277,3 +279,15 @@ def test_when_one_process_is_killed_all_end_and_others_answer(engine: LocalEngin
     after = descendants(engine.pid)
     engine.close()
     until(lambda: not any(each.alive for each in after), "an end of these too")
+
+
+@marked
+def test_a_model_that_cannot_be_cut_says_why(bases: dict[str, BaseModel], tmp_path: Path) -> None:
+    settings = EngineSettings(tmp_path, device="cpu", threads=1, tensor_parallel=3)
+    engine = make_engine(str(bases["llama"].folder), settings)
+    engine.start()
+    try:
+        until(lambda: engine.card.state is EngineState.FAILED, "a failure")
+        assert "4 heads of queries and 2 of keys" in engine.card.reason
+    finally:
+        engine.close()
