@@ -89,7 +89,9 @@ def start(
     ] = 16,
     kv_memory: Annotated[
         int,
-        typer.Option(min=0, help="MiB for keys and values on the processor; 0: an eighth of all."),
+        typer.Option(
+            min=0, help="MiB for keys and values; 0: an eighth of all, or what a GPU has left."
+        ),
     ] = 0,
     replicas: Annotated[
         int, typer.Option(help="Processes that hold --model, each with its share of the cores.")

@@ -26,9 +26,6 @@ from shared.processes import Line
 ADAPTERS_KEPT: Final = 64
 """In memory, those that were used last; of others the parent is asked for the bytes again."""
 
-KV_TOKENS_ON_CPU: Final = 65_536
-"""Of requests under way, where transformers answers on the processor."""
-
 BEAT_S: Final = 1.0
 """How often an idle process tells how it is."""
 
@@ -178,15 +175,15 @@ def _onnx(base: BaseModel, settings: Mapping[str, Any]) -> TokenRuntime:
 
 
 def _transformers(base: BaseModel, settings: Mapping[str, Any]) -> TokenRuntime:
-    from coordinator.inference.transformers_runtime import TransformersRuntime
+    from coordinator.inference.transformers_runtime import open_transformers_runtime
 
-    return TransformersRuntime(
+    return open_transformers_runtime(
         base,
         device=settings["device"],
         precision=settings["precision"],
         threads=settings["threads"],
         slots=settings["slots"],
-        kv_tokens=KV_TOKENS_ON_CPU if settings["device"] == "cpu" else 0,
+        kv_bytes=settings["kv_bytes"],
     )
 
 

@@ -37,7 +37,8 @@ class EngineSettings:
             ``transformers``; ``auto`` is fp32 on the processor and bf16 on a GPU.
         threads: Arithmetic threads; 0 takes every core.
         slots: Most requests at once.
-        kv_bytes: Memory for keys and values of requests under way; 0: a share of the machine's.
+        kv_bytes: Memory for keys and values of requests under way; 0: a share of the machine's,
+            or what a GPU has left.
         tensor_parallel: Processes that hold a part of the model each; 1 keeps it whole.
     """
 
@@ -113,8 +114,8 @@ class Serving:
         device: A name in :data:`DEVICES`.
         precision: As in :class:`EngineSettings`.
         slots: Most requests at once, of each replica.
-        kv_mib: Memory for keys and values on the processor, for all replicas together, in MiB;
-            0: a share of the machine's.
+        kv_mib: Memory for keys and values, for all replicas together, in MiB; 0: a share of the
+            machine's, or what a GPU has left.
         replicas: Processes that hold it, each with its share of the cores.
         tensor_parallel: Processes that hold a part of it each; 1 keeps it whole.
         upstream: Addresses of those who serve it, separated by commas, in place of ``model``.

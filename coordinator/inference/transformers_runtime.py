@@ -15,6 +15,7 @@ differ from row to row and from step to step, so CUDA graphs are off.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from shared.models.adapter import Adapter, place_of
 from shared.models.encoder import BaseModel
 
 DTYPES: Final = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_WIDTHS: Final = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 _EXTRA: Final = "llm"
 
@@ -43,6 +45,11 @@ _PAGE_ON_CPU: Final = 32
 
 _READ_ON_CPU: Final = 512
 """Most tokens of one step, of prompts nearly all; whoever generates waits for them."""
+
+_KV_SHARE_ON_CPU: Final = 1 / 8
+_KV_TOKENS_ON_CPU: Final = 65_536
+"""Unless told otherwise: a share of the machine's memory, and no more tokens than these, since a
+step's mask is as wide."""
 
 _MEMORY_ON_GPU: Final = 0.8
 """Of what a GPU has left beside the model: sampling needs some more, a vocabulary wide."""
@@ -71,6 +78,60 @@ class _Work:
     def key(self) -> str:
         """What the library calls it."""
         return str(self.request.number)
+
+
+def open_transformers_runtime(
+    base: BaseModel, *, device: str, precision: str, threads: int, slots: int, kv_bytes: int
+) -> TransformersRuntime:
+    """Load a model and give its keys and values so many bytes.
+
+    Args:
+        base: From its folder alone.
+        device: ``cpu`` or ``cuda``.
+        precision: A name in :data:`DTYPES`.
+        threads: Arithmetic threads on the processor.
+        slots: Most requests at once.
+        kv_bytes: 0 is a share of the machine's memory, or what a GPU has left.
+
+    Raises:
+        DependencyMissing: torch or transformers is not installed.
+        ModelError: it is no causal language model, or not even one short request would fit.
+    """
+    a_token, context = _measures(base, precision)
+    kv_tokens = kv_bytes // a_token
+    if not kv_bytes and device == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        kv_tokens = min(_KV_TOKENS_ON_CPU, int(memory * _KV_SHARE_ON_CPU) // a_token)
+    if kv_tokens < min(256, context) and (kv_bytes or device == "cpu"):
+        raise ModelError(
+            f"{kv_bytes} bytes hold keys and values of {kv_tokens} tokens of {base.name}: "
+            f"give at least {256 * a_token}"
+        )
+    return TransformersRuntime(
+        *(base,),
+        device=device,
+        precision=precision,
+        threads=threads,
+        slots=slots,
+        kv_tokens=kv_tokens,
+    )
+
+
+def _measures(base: BaseModel, precision: str) -> tuple[int, int]:
+    """Bytes of one token's keys and values in all layers, and most tokens of a request."""
+    library: Any = require("transformers", extra=_EXTRA)
+    try:
+        config = library.AutoConfig.from_pretrained(
+            base.folder, local_files_only=True, trust_remote_code=False
+        ).get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
+        a_token = 2 * config.num_hidden_layers * heads * width * _WIDTHS[precision]
+        return int(a_token), int(config.max_position_embeddings)
+    except (OSError, ValueError, KeyError, AttributeError) as err:
+        raise ModelError(f"{base.name} is no causal language model: {str(err)[:300]}") from err
 
 
 class TransformersRuntime:

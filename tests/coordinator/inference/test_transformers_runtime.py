@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from coordinator.inference.token_runtime import Emitted, TokenRequest
-from coordinator.inference.transformers_runtime import TransformersRuntime
+from coordinator.inference.transformers_runtime import (
+    TransformersRuntime,
+    open_transformers_runtime,
+)
 from shared.errors import ModelError, PromptRefused
 from shared.models.adapter import Adapter
 from shared.models.encoder import BaseModel
@@ -267,6 +270,21 @@ def test_what_is_counted_is_what_was_read_and_written(base: BaseModel) -> None:
     assert load.prompt_tokens == sum(len(prompt) for prompt in PROMPTS[:3])
     assert load.completion_tokens == given
     assert (load.kv_tokens, load.cached_tokens) == (2048, 0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_memory_is_what_the_operator_gives(base: BaseModel, precision: str) -> None:
+    # Two layers, two heads of 16 for keys and as many for values.
+    a_token = 2 * 2 * 2 * 16 * {"fp32": 4, "bf16": 2}[precision]
+    made = {"device": "cpu", "precision": precision, "threads": 1, "slots": 2}
+    runtime = open_transformers_runtime(base, **made, kv_bytes=320 * a_token)  # type: ignore[arg-type]
+    assert runtime.load.kv_tokens == runtime.context_tokens == 320
+    cache = runtime._batches.cache
+    assert cache.num_sectors * cache.bytes_per_sector == 320 * a_token
+    runtime.submit(TokenRequest(0, PROMPTS[3], 5))
+    assert len(drained(runtime)[0]) <= 5
+    with pytest.raises(ModelError, match=f"give at least {256 * a_token}"):
+        open_transformers_runtime(base, **made, kv_bytes=255 * a_token)  # type: ignore[arg-type]
 
 
 def test_a_folder_without_a_language_model_is_named(base: BaseModel, tmp_path: Path) -> None:
