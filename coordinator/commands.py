@@ -103,6 +103,12 @@ def start(
         str, typer.Option(help="In place of --model: addresses of who serves it, by commas.")
     ] = "",
     upstream_model: Annotated[str, typer.Option(help="The model as they call it.")] = "",
+    upstream_encoder: Annotated[
+        str, typer.Option(help="Of theirs, the model that embeds texts, in place of --encoder.")
+    ] = "",
+    upstream_reader: Annotated[
+        str, typer.Option(help="Of theirs, the model that finds answers, in place of --reader.")
+    ] = "",
     upstream_key_env: Annotated[
         str,
         typer.Option(
@@ -140,6 +146,8 @@ def start(
             tensor_parallel=tensor_parallel,
             upstream=upstream,
             upstream_model=upstream_model,
+            upstream_encoder=upstream_encoder,
+            upstream_reader=upstream_reader,
             upstream_keys=_from_environment(upstream_key_env),
             adapter_names=_adapter_names(upstream_adapters),
         ),

@@ -110,7 +110,12 @@ def run_coordinator(
             desk=desk,
         )
         texts = serve_texts(
-            home, encoder=encoder, reader=reader, vectors=vectors, find_head=run_heads(store)
+            home,
+            encoder=encoder,
+            reader=reader,
+            vectors=vectors,
+            find_head=run_heads(store),
+            on_nodes=serving.encoders(),
         )
         app = create_app(
             Services(
@@ -124,7 +129,7 @@ def run_coordinator(
                 stop_run=lambda run, why: loop.post(lambda: coordinator.stop_run(run, why)),
                 is_ready=lambda: transport.connected,
                 desk=desk,
-                adapter_of=adapters_by_name if serving.upstream else run_adapters(store),
+                adapter_of=adapters_by_name if serving.upstream_model else run_adapters(store),
                 metrics=metrics,
                 metrics_token=secret_token(home / "metrics.token"),
                 texts=texts.services,

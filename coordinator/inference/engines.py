@@ -12,6 +12,7 @@ from coordinator.inference.engine import Engine
 from coordinator.inference.local_engine import LocalEngine
 from coordinator.inference.onnx_runtime import SLOTS
 from coordinator.inference.replicated_engine import ReplicatedEngine
+from coordinator.inference.upstream_encoder import UpstreamEncoder
 from coordinator.inference.upstream_engine import UpstreamEngine
 from coordinator.inference.upstream_wire import AdapterNames, parse_nodes
 from coordinator.registry.causal_graph import PRECISIONS
@@ -118,7 +119,9 @@ class Serving:
         replicas: Processes that hold it, each with its share of the cores.
         tensor_parallel: Processes that hold a part of it each; 1 keeps it whole.
         upstream: Addresses of those who serve it, separated by commas, in place of ``model``.
-        upstream_model: As they call it, and we too.
+        upstream_model: As they call it, and we too; empty where they serve models of texts only.
+        upstream_encoder: Of theirs, the model that embeds texts; empty for none.
+        upstream_reader: Of theirs, the model that finds answers in passages; empty for none.
         upstream_keys: One key for all of them, or one for each, separated by commas.
         adapter_names: How they call a run's adapter.
     """
@@ -133,6 +136,8 @@ class Serving:
     tensor_parallel: int = 1
     upstream: str = ""
     upstream_model: str = ""
+    upstream_encoder: str = ""
+    upstream_reader: str = ""
     upstream_keys: str = field(default="", repr=False)
     adapter_names: AdapterNames = "llmos"
 
@@ -148,7 +153,7 @@ class Serving:
         """
         if problems := list(self._problems()):
             raise ConfigError(problems, source="options")
-        if self.upstream:
+        if self.upstream_model:
             nodes = parse_nodes(self.upstream, self.upstream_keys)
             return UpstreamEngine(nodes, self.upstream_model, adapter_names=self.adapter_names)
         if not self.model:
@@ -166,11 +171,31 @@ class Serving:
         engines = [make_engine(self.model, settings) for _ in range(self.replicas)]
         return engines[0] if len(engines) == 1 else ReplicatedEngine(engines)
 
+    def encoders(self) -> tuple[UpstreamEncoder | None, UpstreamEncoder | None]:
+        """Models of texts on other machines, not started: one that embeds, one that reads.
+
+        Raises:
+            ConfigError: the options contradict each other.
+        """
+        if problems := list(self._problems()):
+            raise ConfigError(problems, source="options")
+        nodes = parse_nodes(self.upstream, self.upstream_keys) if self.upstream else ()
+        embeds = UpstreamEncoder(nodes, self.upstream_encoder) if self.upstream_encoder else None
+        reads = (
+            UpstreamEncoder(nodes, self.upstream_reader, reads=True)
+            if self.upstream_reader
+            else None
+        )
+        return embeds, reads
+
     def _problems(self) -> Iterator[str]:
-        if self.model and self.upstream:
-            yield "--model and --upstream: one of them answers, name that"
-        if bool(self.upstream) != bool(self.upstream_model):
-            yield "--upstream and --upstream-model: name both"
+        theirs = self.upstream_model or self.upstream_encoder or self.upstream_reader
+        if self.model and self.upstream_model:
+            yield "--model and --upstream-model: one of them answers, name that"
+        if theirs and not self.upstream:
+            yield "--upstream-model, --upstream-encoder, --upstream-reader: of no --upstream"
+        if self.upstream and not theirs:
+            yield "--upstream: name --upstream-model, --upstream-encoder or --upstream-reader too"
         if self.upstream_keys and not self.upstream:
             yield "--upstream-key-env: of no --upstream"
         if self.engine_kind not in ENGINES:

@@ -9,12 +9,12 @@ N4  a node that is out comes back by itself; until then it is asked ever less of
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
-from coordinator.inference.engine import Finished, Stream
+from coordinator.inference.engine import Finished
 from shared.errors import EngineBusy, LlmOsError
 from shared.types import Digest
 
@@ -25,6 +25,8 @@ FAILED_CHECKS: Final = 2
 """So many in a row take a node out: one may be a hiccup, or a long step of its arithmetic."""
 
 _FIRST_PAUSE_S: Final = 0.5
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Offer:
         base: SHA-256 of its weights, if it was told.
         stand_in: Whether it is called a model made for demonstrations.
         salted: Whether the node keeps what it computed apart by a word in the request.
+        features: Width of its embeddings, if it was told.
+        max_tokens: Of one text, if it was told.
     """
 
     models: frozenset[str]
@@ -46,6 +50,8 @@ class Offer:
     base: Digest | None = None
     stand_in: bool = False
     salted: bool = False
+    features: int | None = None
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +130,11 @@ class Seats:
 async def spread(
     seats: Seats,
     candidates: Callable[[], Sequence[str]],
-    ask: Callable[[str], Stream],
+    ask: Callable[[str], AsyncGenerator[T, None]],
     *,
     goes_elsewhere: Callable[[LlmOsError], bool],
     nobody: Callable[[], LlmOsError],
-) -> Stream:
+) -> AsyncGenerator[T, None]:
     """Answer one request from one of several nodes (N1, N2, N3).
 
     Args:

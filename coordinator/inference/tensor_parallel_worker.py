@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from typing import Any, Final
 
 from coordinator.inference import engine_worker
@@ -76,24 +77,32 @@ def rank(device: str) -> None:
         meeting=os.environ[_MEETING],
         cuda=device == "cuda",
     )
-    if not group.leads:
-        # Standard input and output are the first's.
-        try:
-            follow(group)
-        except ModelError as err:
-            sys.exit(str(err))
-        return
+    with ExitStack() as stack:
+        stack.callback(group.close)
+        if not group.leads:
+            # The first tells why, on standard output, which is its own. It would be ended before
+            # that if this one failed.
+            with suppress(ModelError):
+                follow(group)
+            return
 
-    def opened(base: BaseModel, settings: Mapping[str, Any]) -> TokenRuntime:
-        return _open(group, base, settings, cuda=device == "cuda")
+        def opened(base: BaseModel, settings: Mapping[str, Any]) -> TokenRuntime:
+            cuda = device == "cuda"
+            model = TensorParallelModel(group, base, precision=settings["precision"], cuda=cuda)
+            stack.callback(model.close)
+            return _slots(model, group, base, settings, cuda=cuda)
 
-    engine_worker.main({RUNTIME: opened})
+        engine_worker.main({RUNTIME: opened})
 
 
-def _open(
-    group: Group, base: BaseModel, settings: Mapping[str, Any], *, cuda: bool
+def _slots(
+    model: TensorParallelModel,
+    group: Group,
+    base: BaseModel,
+    settings: Mapping[str, Any],
+    *,
+    cuda: bool,
 ) -> TokenRuntime:
-    model = TensorParallelModel(group, base, precision=settings["precision"], cuda=cuda)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     room = int(memory * KV_SHARE)
     if cuda:

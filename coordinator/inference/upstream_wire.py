@@ -424,13 +424,18 @@ def offer_of(body: bytes, model: str) -> Offer:
     state = entry.get("state", "ready")  # of ours: loading, ready or failed
     if state != "ready":
         del names[model]
-    context = entry.get("context_tokens", entry.get("max_model_len"))
     base = entry.get("base")
     return Offer(
         models=frozenset(names),
         not_yet="" if state == "ready" else f"{state} {entry.get('reason', '')!s:.200}".strip(),
-        context_tokens=context if isinstance(context, int) else None,
+        context_tokens=_count(entry.get("context_tokens", entry.get("max_model_len"))),
         base=Digest(base) if isinstance(base, str) else None,
         stand_in=entry.get("stand_in") is True,
         salted=entry.get("owned_by") == "vllm",
+        features=_count(entry.get("features")),
+        max_tokens=_count(entry.get("max_tokens", entry.get("max_model_len"))),
     )
+
+
+def _count(told: Any) -> int | None:
+    return told if isinstance(told, int) and told > 0 else None

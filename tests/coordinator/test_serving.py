@@ -33,12 +33,26 @@ def test_one_model_several_replicas_or_other_machines() -> None:
     assert list(upstream.outstanding) == ["127.0.0.1:8001", "127.0.0.1:8002"]
 
 
+def test_models_of_texts_may_be_elsewhere_while_the_language_model_is_here() -> None:
+    assert Serving("some/model").encoders() == (None, None)
+    both = Serving("some/model", upstream=NODES, upstream_encoder="e", upstream_reader="r")
+    assert isinstance(both.engine(MODELS), LocalEngine)
+    embeds, reads = both.encoders()
+    assert embeds is not None
+    assert reads is not None
+    assert (embeds.card.name, embeds.card.reads_answers) == ("e", False)
+    assert (reads.card.name, reads.card.reads_answers) == ("r", True)
+
+
 @pytest.mark.parametrize(
     ("serving", "named"),
     [
         (Serving("a/b", upstream=NODES, upstream_model="m"), "--model and --upstream"),
         (Serving(upstream=NODES), "--upstream-model"),
-        (Serving(upstream_model="m"), "--upstream and"),
+        (Serving(upstream_model="m"), "of no --upstream"),
+        (Serving(upstream_encoder="m"), "of no --upstream"),
+        (Serving(tensor_parallel=2), "--tensor-parallel: of no --model"),
+        (Serving("a/b", tensor_parallel=2, replicas=2), "--tensor-parallel and --replicas"),
         (Serving("a/b", upstream_keys="hidden"), "--upstream-key-env"),
         (Serving("a/b", replicas=0), "--replicas: 1 to 64, not 0"),
         (Serving("a/b", replicas=65), "--replicas: 1 to 64, not 65"),

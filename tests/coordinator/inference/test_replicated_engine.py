@@ -19,7 +19,6 @@ from coordinator.inference.engine import (
     Piece,
     Stream,
     answered,
-    collect,
 )
 from coordinator.inference.engines import EngineSettings, make_engine
 from coordinator.inference.local_engine import LocalEngine
@@ -124,21 +123,30 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> list[LocalEngine]:
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_a_model_process_that_is_killed_costs_its_own_request_at_most(
+def test_a_model_process_that_is_killed_costs_only_answers_that_it_had_begun(
     replicas: list[LocalEngine],
 ) -> None:
     asked = GenerationRequest("Where is my parcel?", max_tokens=40)
 
-    async def many(engine: ReplicatedEngine, victim: int) -> list[object]:
-        async def one() -> str:
-            return (await collect(engine.stream(asked))).text
+    async def many(engine: ReplicatedEngine, victim: int) -> list[tuple[str, bool]]:
+        """What each of six had read, and whether its process was lost within its answer."""
+
+        async def one() -> tuple[str, bool]:
+            text = ""
+            try:
+                async with aclosing(engine.stream(asked)) as stream:
+                    async for event in stream:
+                        text += event.text if isinstance(event, Piece) else ""
+            except ChildDied:
+                return text, True
+            return text, False
 
         tasks = [asyncio.create_task(one()) for _ in range(6)]
         await asyncio.to_thread(
             eventually, lambda: sum(engine.outstanding.values()) == 6, within_s=60
         )
         os.kill(victim, signal.SIGKILL)
-        return list(await asyncio.gather(*tasks, return_exceptions=True))
+        return await asyncio.gather(*tasks)
 
     engine = ReplicatedEngine(replicas)
     engine.start()
@@ -149,8 +157,11 @@ def test_a_model_process_that_is_killed_costs_its_own_request_at_most(
         right = answered(engine, asked).text
         victim = replicas[0].pid
         assert victim is not None
-        # Nothing of an answer was handed on when the process died, so each is answered anyway.
-        assert asyncio.run(many(engine, victim)) == [right] * 6
+        results = asyncio.run(many(engine, victim))
+        lost = [text for text, was_lost in results if was_lost]
+        assert all(text and right.startswith(text) for text in lost)
+        assert len(lost) <= 3
+        assert [text for text, was_lost in results if not was_lost] == [right] * (6 - len(lost))
         assert [answered(engine, asked).text for _ in range(2)] == [right] * 2
     finally:
         engine.close()

@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
@@ -21,13 +21,15 @@ from coordinator.inference.engine import (
     Piece,
     answered,
 )
-from coordinator.inference.upstream_engine import Patience, UpstreamEngine
+from coordinator.inference.upstream_engine import UpstreamEngine
+from coordinator.inference.upstream_nodes import Patience
 from coordinator.inference.upstream_wire import parse_nodes
 from shared.errors import ChildDied
 from sim.fleet_processes import start_llmos
 from tests.support.brokers import eventually, mosquitto_or_skip
 from tests.support.fake_nodes import MODEL
 from tests.support.language_models import make_model
+from tests.support.tiny_encoders import make_encoder, make_reader
 
 pytestmark = [pytest.mark.processes]
 
@@ -187,3 +189,66 @@ def test_two_coordinators_behind_a_third_share_the_work_and_one_may_be_killed(
             # These engines hand an answer on in one piece at its end, so that none had begun.
             assert [each.result() for each in running] == [(200, right)] * 16
         assert [ask() for _ in range(4)] == [(200, right)] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.broker
+def test_a_bert_over_two_coordinators_embeds_and_reads_on_when_one_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mosquitto_or_skip()
+    encoder, reader = tmp_path / "encoder", tmp_path / "reader"
+    make_encoder(encoder)
+    make_reader(reader)
+    homes, tokens = zip(*(_home(tmp_path, each) for each in ("one", "two")), strict=True)
+    front, front_token = _home(tmp_path, "front")
+    monkeypatch.setenv("NODE_KEYS", ",".join(tokens))
+    texts = [f"a b {number}" for number in range(200)]
+    with (
+        _llmos_up(homes, ["--encoder", str(encoder), "--reader", str(reader)]) as nodes,
+        _llmos_up(
+            [front],
+            [
+                *("--upstream", ",".join(url for _, url in nodes)),
+                *("--upstream-encoder", "encoder", "--upstream-reader", "reader"),
+                *("--upstream-key-env", "NODE_KEYS"),
+            ],
+        ) as [(_, url)],
+        httpx.Client(trust_env=False, timeout=120) as client,
+    ):
+
+        def states(url: str, token: str) -> list[str]:
+            heads = {"Authorization": f"Bearer {token}"}
+            told = client.get(f"{url}/v1/models", headers=heads).json()["data"]
+            return [entry["state"] for entry in told]
+
+        where = [*zip([url for _, url in nodes], tokens, strict=True), (url, front_token)]
+        assert eventually(
+            lambda: all(states(*each) == [EngineState.READY] * 2 for each in where),
+            within_s=LONG_S,
+        )
+
+        def ask(path: str, body: Mapping[str, object], at: tuple[str, str] = where[2]) -> object:
+            heads = {"Authorization": f"Bearer {at[1]}"}
+            answer = client.post(f"{at[0]}/v1{path}", json=body, headers=heads)
+            assert answer.status_code == 200, answer.text
+            return answer.json()["data"]
+
+        def embed(_: int = 0) -> object:
+            return ask("/embeddings", {"model": "encoder", "input": texts})
+
+        alone = ask("/embeddings", {"model": "encoder", "input": texts}, where[0])
+        right = embed()
+        for mine, own in zip(right, alone, strict=True):  # type: ignore[call-overload]
+            assert mine["index"] == own["index"]
+            assert mine["embedding"] == pytest.approx(own["embedding"], abs=1e-5)
+        question = {"question": "a", "passages": ["a b c", "c b"] * 5, "threshold": None}
+        spans = ask("/tasks/answer", question, where[1])
+        assert ask("/tasks/answer", question) == spans
+        with ThreadPoolExecutor(4) as pool:
+            running = [pool.submit(embed) for _ in range(12)]
+            assert eventually(lambda: any(each.done() for each in running), within_s=LONG_S)
+            nodes[0][0].kill()
+            assert all(each.result() == right for each in running)
+        assert ask("/tasks/answer", question) == spans
+        assert states(*where[2]) == [EngineState.READY] * 2

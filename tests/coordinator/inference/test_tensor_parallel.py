@@ -27,7 +27,7 @@ from coordinator.inference.engine import (
     collect,
 )
 from coordinator.inference.engine_text import TextModel
-from coordinator.inference.engines import EngineSettings, Serving, make_engine
+from coordinator.inference.engines import EngineSettings, make_engine
 from coordinator.inference.local_engine import LocalEngine
 from coordinator.inference.tensor_parallel import Group, TensorParallelModel
 from coordinator.inference.token_runtime import Emitted
@@ -146,13 +146,7 @@ def test_what_cannot_be_cut_is_refused_with_the_reason(
         alone(base).check(tiny_adapter(base, "none"))
 
 
-def test_options_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
-    for serving, named in (
-        (Serving(model="x", tensor_parallel=2, replicas=2), "--replicas"),
-        (Serving(tensor_parallel=2), "of no --model"),
-    ):
-        with pytest.raises(ConfigError, match=f"--tensor-parallel.*{named}"):
-            serving.engine(tmp_path)
+def test_a_graph_is_not_cut(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="onnx keeps a model whole"):
         make_engine(str(tmp_path), EngineSettings(tmp_path, runtime="onnx", tensor_parallel=2))
 
@@ -271,8 +265,10 @@ def test_when_one_process_is_killed_all_end_and_others_answer(engine: LocalEngin
         # At random from all tokens, so that the end of a turn is unlikely to come before.
         long = replace(request, max_tokens=400, temperature=5.0)
         async with aclosing(engine.stream(long)) as stream:
+            await anext(stream)
+            os.kill(before[-1].pid, signal.SIGKILL)
             async for _ in stream:
-                os.kill(before[-1].pid, signal.SIGKILL)
+                pass
 
     with pytest.raises(ChildDied):
         asyncio.run(killed_meanwhile())
@@ -283,3 +279,15 @@ def test_when_one_process_is_killed_all_end_and_others_answer(engine: LocalEngin
     after = descendants(engine.pid)
     engine.close()
     until(lambda: not any(each.alive for each in after), "an end of these too")
+
+
+@marked
+def test_a_model_that_cannot_be_cut_says_why(bases: dict[str, BaseModel], tmp_path: Path) -> None:
+    settings = EngineSettings(tmp_path, device="cpu", threads=1, tensor_parallel=3)
+    engine = make_engine(str(bases["llama"].folder), settings)
+    engine.start()
+    try:
+        until(lambda: engine.card.state is EngineState.FAILED, "a failure")
+        assert "4 heads of queries and 2 of keys" in engine.card.reason
+    finally:
+        engine.close()

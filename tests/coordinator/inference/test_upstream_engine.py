@@ -21,7 +21,8 @@ from coordinator.inference.engine import (
     ServedAdapter,
     answered,
 )
-from coordinator.inference.upstream_engine import Patience, UpstreamEngine
+from coordinator.inference.upstream_engine import UpstreamEngine
+from coordinator.inference.upstream_nodes import Patience
 from coordinator.inference.upstream_wire import Node, parse_nodes
 from shared.errors import (
     ChildDied,
