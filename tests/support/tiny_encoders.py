@@ -37,35 +37,15 @@ _COMMON: Final = {
 
 def make_encoder(folder: Path, architecture: str = "bert", *, seed: int = 0, **changes: Any) -> Any:
     """Write config.json, model.safetensors and tokenizer.json; return the torch model."""
-    import torch
-
-    transformers: Any = importlib.import_module("transformers")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    offset = PADDING + 1 if architecture.endswith("roberta") else 0
-    if architecture == "distilbert":
-        config: Any = transformers.DistilBertConfig(
-            vocab_size=WORDS, dim=FEATURES, n_layers=LAYERS, n_heads=4, hidden_dim=48,
-            max_position_embeddings=MAX_TOKENS, pad_token_id=PADDING, **changes,
-        )  # fmt: skip
-    else:
-        config = transformers.AutoConfig.for_model(
-            architecture, **{**_COMMON, "max_position_embeddings": MAX_TOKENS + offset, **changes}
-        )
-    model = transformers.AutoModel.from_config(config).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            drawn = 0.3 * torch.randn(parameter.shape, generator=generator)
-            gain = name.endswith("weight") and parameter.ndim == 1
-            parameter.copy_(drawn + 1 if gain else drawn)
-    model.save_pretrained(folder, safe_serialization=True)
-    _write_tokenizer(folder)
-    return model
+    return _make("AutoModel", folder, architecture, seed=seed, **changes)
 
 
 def make_reader(folder: Path, architecture: str = "bert", *, seed: int = 0, **changes: Any) -> Any:
     """The same with a head for spans and segments that show; return the torch model."""
+    return _make("AutoModelForQuestionAnswering", folder, architecture, seed=seed, **changes)
+
+
+def _make(kind: str, folder: Path, architecture: str, *, seed: int, **changes: Any) -> Any:
     import torch
 
     transformers: Any = importlib.import_module("transformers")
@@ -81,7 +61,7 @@ def make_reader(folder: Path, architecture: str = "bert", *, seed: int = 0, **ch
         config = transformers.AutoConfig.for_model(
             architecture, **{**_COMMON, "max_position_embeddings": MAX_TOKENS + offset, **changes}
         )
-    model = transformers.AutoModelForQuestionAnswering.from_config(config).eval()
+    model = getattr(transformers, kind).from_config(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
