@@ -212,13 +212,17 @@ def test_any_folder_name_gives_a_plain_one(
     assert folder.name[0] not in ".-"
 
 
+# getrusage's ru_maxrss counts what the test process held before exec (900 MiB there read as 914 in
+# a bare Python here); VmHWM is the peak of the program's own memory.
 IMPORT = """
-import json, resource, sys
+import json, re, sys
 from pathlib import Path
 from coordinator.registry.model_import import import_model
 model = import_model(sys.argv[1], Path(sys.argv[2]), passes="quick")
 heavy = sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "transformers"})
-megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+status = Path("/proc/self/status")
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", status.read_text()) if status.exists() else None
+megabytes = int(peak[1]) / 1024 if peak else None
 print(json.dumps({"heavy": heavy, "megabytes": megabytes, "folder": str(model.folder)}))
 """
 
@@ -245,7 +249,8 @@ def test_torch_is_not_needed(source: Path, tmp_path: Path) -> None:
 def test_minilm_becomes_a_quarter_of_its_size_and_says_the_same(tmp_path: Path) -> None:
     found = import_in_a_process(MINILM, tmp_path)
     assert found["heavy"] == []
-    assert found["megabytes"] < 1000
+    if sys.platform == "linux":
+        assert found["megabytes"] < 1000
     manifest = open_model(Path(found["folder"])).manifest
     rows = {row.name: row for row in manifest.passes}
     assert rows["fuse"].nodes < rows["export"].nodes / 2
