@@ -53,7 +53,11 @@ def start(
     ] = "",
     cache: Annotated[
         str,
-        typer.Option(help="Exact answers are kept in 'memory', redis://HOST:PORT/0, or 'none'."),
+        typer.Option(
+            envvar="LLMOS_CACHE",
+            help="Exact answers are kept in 'memory', 'none', or redis://HOST:PORT/0, and prompts' "
+            "beginnings there too.",
+        ),
     ] = "memory",
     encoder: Annotated[
         str,

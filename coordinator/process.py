@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -60,7 +61,8 @@ def run_coordinator(
         key_holder: The key holder's public key; empty for clear runs only.
         serving: Which language model to serve; ``None`` for none. It is loaded after the
             coordinator is ready.
-        cache: Where exact answers are kept: ``memory``, a Redis URL, or ``none``.
+        cache: Where exact answers are kept: ``memory``, a Redis URL, or ``none``. With a Redis,
+            beginnings of prompts are shared there too.
         encoder: Folder or hub id of the model that embeds and classifies texts; empty for MiniLM
             if it is on this machine, imported when it is first needed; ``none`` for none.
         reader: Folder or hub id of the model that finds answers in passages; empty for none.
@@ -76,7 +78,7 @@ def run_coordinator(
     """
     holder = parse_public(key_holder) if key_holder else None
     serving = serving or Serving()
-    engine = serving.engine(home / "models")
+    engine = serving.engine(home / "models", prefixes="" if cache in _NOT_SHARED else cache)
     with ExitStack() as stack:
         stack.enter_context(home_lock(home))
         metrics, answers = ServingMetrics(), _answer_cache(cache)
@@ -153,6 +155,9 @@ def run_coordinator(
             stack.callback(engine.close)
             engine.start()
         serve(coordinator, transport, loop)
+
+
+_NOT_SHARED: Final = ("memory", "none")
 
 
 def _answer_cache(where: str) -> AnswerCache | None:

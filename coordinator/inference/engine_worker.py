@@ -8,6 +8,7 @@ W2  between two steps everything that was told meanwhile is heeded, and a sign o
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from coordinator.inference.engine import ChatMessage, Finished, Piece
 from coordinator.inference.engine_text import TextModel, TextStream
 from coordinator.inference.token_runtime import Emitted, TokenRequest, TokenRuntime
 from shared.errors import LlmOsError, PromptRefused
+from shared.logs import set_up_logs
 from shared.models.adapter import Adapter
 from shared.models.encoder import BaseModel, find_base_model
 from shared.processes import Line
@@ -170,6 +172,7 @@ def _onnx(base: BaseModel, settings: Mapping[str, Any]) -> TokenRuntime:
             threads=settings["threads"],
             slots=settings["slots"],
             kv_bytes=settings["kv_bytes"],
+            prefixes=settings["prefixes"],
         ),
     )
 
@@ -212,6 +215,7 @@ def run(line: Line, text: TextModel, runtime: TokenRuntime) -> None:
 def main(runtimes: Mapping[str, OpenRuntime] = RUNTIMES) -> None:
     """Load what the first message names, then answer."""
     line = Line()
+    set_up_logs(as_json=not sys.stderr.isatty())
     # Read when torch is loaded. Threads that spin while they wait for each other take six times
     # as long as soon as another process wants the cores (measured on two).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -40,6 +40,7 @@ class EngineSettings:
         kv_bytes: Memory for keys and values of requests under way; 0: a share of the machine's,
             or what a GPU has left.
         tensor_parallel: Processes that hold a part of the model each; 1 keeps it whole.
+        prefixes: URL of a Redis where beginnings of prompts are shared; only ``onnx`` does.
     """
 
     models: Path
@@ -50,6 +51,7 @@ class EngineSettings:
     slots: int = SLOTS
     kv_bytes: int = 0
     tensor_parallel: int = 1
+    prefixes: str = field(default="", repr=False)
 
 
 def make_engine(name_or_path: str, settings: EngineSettings) -> Engine:
@@ -86,6 +88,7 @@ def make_engine(name_or_path: str, settings: EngineSettings) -> Engine:
         "slots": settings.slots,
         "kv_bytes": settings.kv_bytes,
         "models": str(settings.models),
+        "prefixes": settings.prefixes,
     }
     if runtime != TENSOR_PARALLEL:
         return LocalEngine(name_or_path, table, threads=threads)
@@ -141,11 +144,12 @@ class Serving:
     upstream_keys: str = field(default="", repr=False)
     adapter_names: AdapterNames = "llmos"
 
-    def engine(self, models: Path) -> Engine | None:
+    def engine(self, models: Path, *, prefixes: str = "") -> Engine | None:
         """The engine, not started; ``None`` for none.
 
         Args:
             models: Where graphs are kept.
+            prefixes: As in :class:`EngineSettings`.
 
         Raises:
             ConfigError: the options contradict each other.
@@ -167,6 +171,7 @@ class Serving:
             slots=self.slots,
             kv_bytes=self.kv_mib * 2**20 // self.replicas,
             tensor_parallel=self.tensor_parallel,
+            prefixes=prefixes,
         )
         engines = [make_engine(self.model, settings) for _ in range(self.replicas)]
         return engines[0] if len(engines) == 1 else ReplicatedEngine(engines)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 from coordinator.inference.onnx_model import OnnxModel
-from coordinator.inference.prefix_cache import MemoryBlocks, PrefixCache
+from coordinator.inference.prefix_cache import (
+    BLOCK,
+    BlockStore,
+    MemoryBlocks,
+    PrefixCache,
+    SharedBlocks,
+)
 from coordinator.inference.schema import Follower, Schemas
 from coordinator.inference.slots import SlotRuntime
 from coordinator.inference.step_model import StepModel
@@ -39,6 +45,7 @@ class OnnxSettings:
         slots: Most requests at once.
         kv_bytes: For keys and values of requests under way; 0: a share of the machine's.
         prefix_bytes: For those of earlier prompts; 0: a share of the machine's.
+        prefixes: URL of a Redis where others find them too; empty keeps them here.
     """
 
     precision: Precision = "fp32"
@@ -46,6 +53,7 @@ class OnnxSettings:
     slots: int = SLOTS
     kv_bytes: int = 0
     prefix_bytes: int = 0
+    prefixes: str = field(default="", repr=False)
 
 
 def open_onnx_runtime(base: BaseModel, models_folder: Path, settings: OnnxSettings) -> SlotRuntime:
@@ -65,10 +73,13 @@ def open_onnx_runtime(base: BaseModel, models_folder: Path, settings: OnnxSettin
             f"{settings.kv_bytes} bytes hold keys and values of {kv_tokens} tokens of {base.name}: "
             f"give at least {256 * model.bytes_per_token}"
         )
-    prefixes = PrefixCache(
-        MemoryBlocks(settings.prefix_bytes or int(memory * PREFIX_SHARE)),
-        f"{base.digest}/{settings.precision}",
-    )
+    blocks: BlockStore = MemoryBlocks(settings.prefix_bytes or int(memory * PREFIX_SHARE))
+    if settings.prefixes:
+        from coordinator.inference.redis_store import RedisBlocks
+
+        shape = (2 * graph.layers, graph.kv_heads, BLOCK, graph.head_size)
+        blocks = SharedBlocks(blocks, RedisBlocks(settings.prefixes, shape))
+    prefixes = PrefixCache(blocks, f"{base.digest}/{settings.precision}")
     return SlotRuntime(
         model,
         slots=settings.slots,

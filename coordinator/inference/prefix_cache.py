@@ -67,6 +67,31 @@ class MemoryBlocks:
             self._used -= oldest.nbytes
 
 
+class SharedBlocks:
+    """Blocks of this process before a store that others use too."""
+
+    def __init__(self, near: BlockStore, far: BlockStore) -> None:
+        """Keep in both; ask ``far`` for what ``near`` has not, and keep that near."""
+        self._near = near
+        self._far = far
+
+    def get(self, name: bytes) -> KeysAndValues | None:
+        """See :class:`BlockStore`."""
+        block = self._near.get(name)
+        if block is None and (block := self._far.get(name)) is not None:
+            self._near.put(name, block)
+        return block
+
+    def has(self, name: bytes) -> bool:
+        """Whether it is near, where whatever comes from far or goes there is."""
+        return self._near.has(name)
+
+    def put(self, name: bytes, block: KeysAndValues) -> None:
+        """See :class:`BlockStore`."""
+        self._near.put(name, block)
+        self._far.put(name, block)
+
+
 class PrefixCache:
     """Finds and keeps the beginnings of prompts, block by block."""
 

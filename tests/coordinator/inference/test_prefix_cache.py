@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.inference.prefix_cache import BLOCK, MemoryBlocks, PrefixCache
+from coordinator.inference.prefix_cache import (
+    BLOCK,
+    BlockStore,
+    MemoryBlocks,
+    PrefixCache,
+    SharedBlocks,
+)
 from coordinator.inference.step_model import KeysAndValues
 
 prompts = st.lists(st.integers(0, 2), min_size=1, max_size=4 * BLOCK)
@@ -30,11 +39,22 @@ def found(cache: PrefixCache, tokens: list[int], adapter: str, share: str) -> li
     return [int(value) for block in blocks for value in block.ravel()]
 
 
-@given(st.lists(st.tuples(prompts, st.sampled_from(["", "a"]), st.sampled_from(["", "k", "l"]))))
+def in_memory() -> BlockStore:
+    return MemoryBlocks(2**24)
+
+
+def in_memory_before_others() -> BlockStore:
+    return SharedBlocks(MemoryBlocks(200), MemoryBlocks(2**24))
+
+
+@pytest.mark.parametrize("make_store", [in_memory, in_memory_before_others])
+@given(
+    asked=st.lists(st.tuples(prompts, st.sampled_from(["", "a"]), st.sampled_from(["", "k", "l"])))
+)
 def test_what_is_found_was_computed_for_exactly_these_tokens_adapter_and_share(
-    asked: list[tuple[list[int], str, str]],
+    make_store: Callable[[], BlockStore], asked: list[tuple[list[int], str, str]]
 ) -> None:
-    cache = PrefixCache(MemoryBlocks(2**24), "model")
+    cache = PrefixCache(make_store(), "model")
     seen: list[tuple[list[int], str, str]] = []
     for tokens, adapter, share in asked:
         # The slow oracle: the longest beginning, in whole blocks, that some earlier one shares.
@@ -75,3 +95,14 @@ def test_memory_holds_no_more_than_it_may_and_what_was_used_last() -> None:
     store.put(b"wide", as_block([1] * 4 * BLOCK, 0, 4 * BLOCK))
     assert not store.has(b"wide")
     assert store.has(b"d")
+
+
+def test_what_one_coordinator_computed_another_finds_and_asks_for_once() -> None:
+    shared = MemoryBlocks(2**20)
+    near = MemoryBlocks(2**20)
+    tokens = [1] * (2 * BLOCK + 1)
+    kept(PrefixCache(SharedBlocks(MemoryBlocks(2**20), shared), "model"), tokens, "", "k")
+    cache = PrefixCache(SharedBlocks(near, shared), "model")
+    assert found(cache, tokens, "", "other") == []
+    assert found(cache, tokens, "", "k") == [1] * 2 * BLOCK
+    assert found(PrefixCache(near, "model"), tokens, "", "k") == [1] * 2 * BLOCK
