@@ -14,6 +14,8 @@ import structlog
 from coordinator.api.app import Services, create_app
 from coordinator.broker.embedded import EmbeddedBroker
 from coordinator.coordinator import Coordinator
+from coordinator.exposition import Exposition
+from coordinator.federation_metrics import FederationMetrics
 from coordinator.inference.answer_cache import AnswerCache, MemoryStore
 from coordinator.inference.engines import Serving
 from coordinator.inference.front_desk import FrontDesk
@@ -81,7 +83,8 @@ def run_coordinator(
     engine = serving.engine(home / "models", prefixes="" if cache in _NOT_SHARED else cache)
     with ExitStack() as stack:
         stack.enter_context(home_lock(home))
-        metrics, answers = ServingMetrics(), _answer_cache(cache)
+        exposition, answers = Exposition(), _answer_cache(cache)
+        metrics = ServingMetrics(exposition)
         if answers is not None:
             stack.callback(answers.close)
         engines = {engine.card.name: engine} if engine is not None else {}
@@ -111,6 +114,13 @@ def run_coordinator(
             make_release=release_maker(home / "models"),
             desk=desk,
         )
+        FederationMetrics(
+            exposition,
+            store=store,
+            fleet=coordinator.fleet,
+            is_connected=lambda: transport.connected,
+            now=time.time,
+        )
         texts = serve_texts(
             home,
             encoder=encoder,
@@ -132,7 +142,7 @@ def run_coordinator(
                 is_ready=lambda: transport.connected,
                 desk=desk,
                 adapter_of=adapters_by_name if serving.upstream_model else run_adapters(store),
-                metrics=metrics,
+                metrics=exposition,
                 metrics_token=secret_token(home / "metrics.token"),
                 texts=texts.services,
             )

@@ -59,7 +59,7 @@ HOMES = {
     "psycopg": {"coordinator/retrieval/postgres_vectors.py"},
     "pyarrow": {"coordinator/retrieval/lance_vectors.py"},
     "peft": {"shared/models/pytorch.py"},
-    "prometheus_client": {"coordinator/inference/serving_metrics.py"},
+    "prometheus_client": {"coordinator/exposition.py"},
     "redis": {"coordinator/inference/redis_store.py"},
     "starlette": {
         "coordinator/api/answering.py",

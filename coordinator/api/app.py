@@ -24,9 +24,9 @@ from coordinator.api.embeddings import embedding_routes
 from coordinator.api.keys import key_routes
 from coordinator.api.request_ids import RequestIds
 from coordinator.api.tasks import task_routes
+from coordinator.exposition import CONTENT_TYPE, Exposition
 from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
 from coordinator.inference.front_desk import Caller, FrontDesk
-from coordinator.inference.serving_metrics import CONTENT_TYPE, ServingMetrics
 from coordinator.inference.text_services import TextServices
 from coordinator.store.store import Store
 from coordinator.submission import MAX_PROBE_EXAMPLES, submit
@@ -58,7 +58,7 @@ class Services:
         desk: The way to the coordinator's language models; it may have none.
         adapter_of: The adapter that a run has learnt for such a model, as bytes. Raises
             :class:`~shared.errors.RunNotFound` or another :class:`~shared.errors.RoundError`.
-        metrics: Of serving; ``None`` shows none.
+        metrics: For Prometheus; ``None`` shows none.
         metrics_token: Opens ``/metrics`` and nothing else; empty opens nothing.
         texts: Encoder, reader and collections, those that there are.
     """
@@ -74,7 +74,7 @@ class Services:
     is_ready: Callable[[], bool]
     desk: FrontDesk
     adapter_of: Callable[[RunId], bytes]
-    metrics: ServingMetrics | None = None
+    metrics: Exposition | None = None
     metrics_token: str = ""
     texts: TextServices = dataclasses.field(default_factory=TextServices)
 
@@ -185,12 +185,12 @@ def _health(services: Services) -> APIRouter:
     return router
 
 
-def _metrics(metrics: ServingMetrics, access: Access) -> APIRouter:
+def _metrics(metrics: Exposition, access: Access) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.get("/metrics", response_class=Response)
     def read_metrics(authorization: Annotated[str, Header()] = "") -> Response:
-        """What serving does, in Prometheus' text format."""
+        """What serving and federated rounds do, in Prometheus' text format."""
         if not access.may_read_metrics(authorization):
             raise AccessDenied("show the token in metrics.token as 'Authorization: Bearer …'")
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})

@@ -1,4 +1,4 @@
-"""What serving does, for Prometheus. The only module that knows prometheus_client.
+"""What serving does, for Prometheus.
 
 Labels are models, names of API keys and outcomes, all of which are few; never a prompt, and all
 devices together are ``device``. Gauges are read from desk and engines when somebody looks.
@@ -7,13 +7,11 @@ devices together are ``device``. Gauges are read from desk and engines when some
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
+from coordinator.exposition import Exposition, Reading
 from coordinator.inference.engine import Engine, EngineLoad, EngineState
 from coordinator.inference.front_desk import FrontDesk, Served
-from shared.extras import require
-
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
@@ -30,25 +28,12 @@ _GAUGES: Final[Mapping[str, tuple[str, Callable[[EngineLoad], int]]]] = {
 
 
 class ServingMetrics:
-    """Counts as the desk's :class:`~coordinator.inference.front_desk.Meter`, in a registry of its own."""
+    """Counts as the desk's :class:`~coordinator.inference.front_desk.Meter`."""
 
-    def __init__(self) -> None:
-        """Begin at zero.
-
-        Raises:
-            DependencyMissing: prometheus-client is not installed.
-        """
-        self._library: Any = require("prometheus_client", extra="coordinator")
-        self._registry: Any = self._library.CollectorRegistry(auto_describe=False)
+    def __init__(self, exposition: Exposition) -> None:
+        """Show what is counted there."""
         self._desk: FrontDesk | None = None
-
-        def counter(name: str, what: str, *labels: str) -> Any:
-            return self._library.Counter(name, what, labels, registry=self._registry)
-
-        def histogram(name: str, what: str) -> Any:
-            return self._library.Histogram(
-                name, what, ("model",), registry=self._registry, buckets=_SECONDS
-            )
+        counter = exposition.counter
 
         self._requests = counter(
             "llmos_requests", "Requests that are over, by how they ended", "model", "key", "outcome"
@@ -69,16 +54,15 @@ class ServingMetrics:
             "model",
             "result",
         )
-        self._first = histogram(
-            "llmos_time_to_first_token_seconds", "From a request to its first piece"
+        self._first, self._total, self._waited = (
+            exposition.histogram(name, what, "model", buckets=_SECONDS)
+            for name, what in (
+                ("llmos_time_to_first_token_seconds", "From a request to its first piece"),
+                ("llmos_request_duration_seconds", "From a request to the end of its answer"),
+                ("llmos_queue_wait_seconds", "From a request to the slot that it was given"),
+            )
         )
-        self._total = histogram(
-            "llmos_request_duration_seconds", "From a request to the end of its answer"
-        )
-        self._waited = histogram(
-            "llmos_queue_wait_seconds", "From a request to the slot that it was given"
-        )
-        self._registry.register(_Loads(lambda: self._desk))
+        exposition.read(self._loads)
 
     def watch(self, desk: FrontDesk) -> None:
         """Read gauges from this desk and its engines."""
@@ -107,48 +91,34 @@ class ServingMetrics:
         """An answer was looked for in the cache."""
         self._lookups.labels(model, "hit" if hit else "miss").inc()
 
-    def text(self) -> bytes:
-        """All of it in Prometheus' text format, :data:`CONTENT_TYPE`."""
-        written: bytes = self._library.generate_latest(self._registry)
-        return written
-
-
-class _Loads:
-    """Reads the gauges when somebody looks."""
-
-    def __init__(self, desk: Callable[[], FrontDesk | None]) -> None:
-        self._core: Any = require("prometheus_client.metrics_core", extra="coordinator")
-        self._desk = desk
-
-    def collect(self) -> Iterator[Any]:
-        """Prometheus' own name: the families of metrics, with their values."""
-        desk = self._desk()
+    def _loads(self) -> Iterator[Reading]:
+        desk = self._desk
         engines: Mapping[str, Engine] = {} if desk is None else desk.engines
         loads = {name: engine.load for name, engine in engines.items()}
         for name, (what, read) in _GAUGES.items():
-            yield self._gauge(name, what, {model: read(load) for model, load in loads.items()})
+            yield _by_model(name, what, {model: read(load) for model, load in loads.items()})
         waiting = {} if desk is None else {name: desk.waiting(name) for name in engines}
-        yield self._gauge("llmos_queue_depth", "Requests that wait for a slot", waiting)
+        yield _by_model("llmos_queue_depth", "Requests that wait for a slot", waiting)
         used = {
             name: (load.active + load.waiting + waiting[name]) / max(1, load.slots)
             for name, load in loads.items()
         }
-        yield self._gauge(
+        yield _by_model(
             "llmos_slot_demand",
             "Requests that are worked on or wait, for each slot: above 1, more slots are wanted",
             used,
         )
         ready = {name: e.card.state is EngineState.READY for name, e in engines.items()}
-        yield self._gauge("llmos_engine_ready", "Whether the model answers", ready)
-        restarts = self._core.CounterMetricFamily(
-            "llmos_engine_restarts", "Model processes that were replaced", labels=["model"]
+        yield _by_model("llmos_engine_ready", "Whether the model answers", ready)
+        yield _by_model(
+            "llmos_engine_restarts",
+            "Model processes that were replaced",
+            {model: load.restarts for model, load in loads.items()},
+            counts=True,
         )
-        for model, load in loads.items():
-            restarts.add_metric([model], load.restarts)
-        yield restarts
 
-    def _gauge(self, name: str, what: str, values: Mapping[str, float]) -> Any:
-        family = self._core.GaugeMetricFamily(name, what, labels=["model"])
-        for model, value in values.items():
-            family.add_metric([model], float(value))
-        return family
+
+def _by_model(
+    name: str, what: str, values: Mapping[str, float], *, counts: bool = False
+) -> Reading:
+    return Reading(name, what, ("model",), {(m,): v for m, v in values.items()}, counts)

@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
 from coordinator.api.app import Services, create_app
+from coordinator.exposition import Exposition
 from coordinator.federation import rounds
 from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
 from coordinator.inference.front_desk import FrontDesk
@@ -55,7 +56,8 @@ class Api:
         )
         self.stopped: list[tuple[str, str]] = []
         self.ready = False
-        metrics = ServingMetrics()
+        exposition = Exposition()
+        metrics = ServingMetrics(exposition)
         self.engine = ScriptedEngine(slots=2)
         self.desk = FrontDesk({self.engine.card.name: self.engine}, meter=metrics)
         metrics.watch(self.desk)
@@ -72,7 +74,7 @@ class Api:
                 is_ready=lambda: self.ready,
                 desk=self.desk,
                 adapter_of=lambda _: b"",
-                metrics=metrics,
+                metrics=exposition,
                 metrics_token=SCRAPER,
             )
         )

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
+from coordinator.exposition import Exposition
 from coordinator.inference.answer_cache import AnswerCache, MemoryStore
 from coordinator.inference.engine import EngineLoad, GenerationRequest, collect
 from coordinator.inference.front_desk import Caller, FrontDesk
 from coordinator.inference.serving_metrics import ServingMetrics
 from shared.errors import ChildDied, LlmOsError
+from tests.support.prometheus import value
 from tests.support.scripted_engines import ScriptedEngine
 
 MODEL = "scripted"
@@ -32,20 +34,10 @@ class Busy(ScriptedEngine):
         return EngineLoad(4, 3, 2, kv_tokens=1000, kv_tokens_used=250, restarts=5)
 
 
-def value(metrics: ServingMetrics, name: str, **labels: str) -> float:
-    """One sample as Prometheus reads it."""
-    for line in metrics.text().decode().splitlines():
-        match = re.fullmatch(r"(\w+)(?:\{(.*)\})? ([\d.e+-]+)", line)
-        if match and match[1] == name:
-            found = dict(re.findall(r'(\w+)="([^"]*)"', match[2] or ""))
-            if found == labels:
-                return float(match[3])
-    raise AssertionError(f"no {name} with {labels} in\n{metrics.text().decode()}")
-
-
-def busy_metrics() -> ServingMetrics:
+def busy_metrics() -> Exposition:
     """Of a desk where everything has happened once."""
-    metrics = ServingMetrics()
+    exposition = Exposition()
+    metrics = ServingMetrics(exposition)
     engine = Busy(slots=4)
     desk = FrontDesk({MODEL: engine}, cache=AnswerCache(MemoryStore()), meter=metrics)
     metrics.watch(desk)
@@ -69,11 +61,11 @@ def busy_metrics() -> ServingMetrics:
     asyncio.run(hang_up())
     engine.failure = ChildDied("gone")
     ask(Caller("b"), drawn)
-    return metrics
+    return exposition
 
 
 @pytest.fixture(scope="module")
-def metrics() -> ServingMetrics:
+def metrics() -> Exposition:
     return busy_metrics()
 
 
@@ -90,12 +82,12 @@ def metrics() -> ServingMetrics:
     ],
 )
 def test_requests_are_counted_by_how_they_ended(
-    metrics: ServingMetrics, key: str, outcome: str, count: int
+    metrics: Exposition, key: str, outcome: str, count: int
 ) -> None:
     assert value(metrics, "llmos_requests_total", model=MODEL, key=key, outcome=outcome) == count
 
 
-def test_tokens_lookups_and_times_are_counted(metrics: ServingMetrics) -> None:
+def test_tokens_lookups_and_times_are_counted(metrics: Exposition) -> None:
     def tokens(kind: str) -> float:
         return value(metrics, "llmos_tokens_total", model=MODEL, key="a", kind=kind)
 
@@ -109,7 +101,7 @@ def test_tokens_lookups_and_times_are_counted(metrics: ServingMetrics) -> None:
     assert value(metrics, "llmos_queue_wait_seconds_count", model=MODEL) == 6
 
 
-def test_gauges_are_what_desk_and_engine_say_now(metrics: ServingMetrics) -> None:
+def test_gauges_are_what_desk_and_engine_say_now(metrics: Exposition) -> None:
     for name, expected in {
         "llmos_slots": 4,
         "llmos_slots_active": 3,
@@ -124,15 +116,16 @@ def test_gauges_are_what_desk_and_engine_say_now(metrics: ServingMetrics) -> Non
         assert value(metrics, name, model=MODEL) == expected, name
 
 
-def test_no_prompt_and_no_device_is_told(metrics: ServingMetrics) -> None:
+def test_no_prompt_and_no_device_is_told(metrics: Exposition) -> None:
     text = metrics.text().decode()
     assert SECRET not in text
     assert "kitchen" not in text
 
 
 def test_two_of_them_in_one_process_count_apart() -> None:
-    first, second = ServingMetrics(), ServingMetrics()
-    first.looked_up(MODEL, hit=True)
+    first, second = Exposition(), Exposition()
+    ServingMetrics(first).looked_up(MODEL, hit=True)
+    ServingMetrics(second)
     assert b'result="hit"' in first.text()
     assert b'result="hit"' not in second.text()
 
@@ -145,7 +138,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 def test_the_examples_for_autoscalers_name_metrics_that_there_are(
-    metrics: ServingMetrics,
+    metrics: Exposition,
 ) -> None:
     there = set(re.findall(r"^(llmos_\w+)", metrics.text().decode(), flags=re.MULTILINE))
     for path in sorted(DEPLOY.glob("*.yaml")):
