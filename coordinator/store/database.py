@@ -44,6 +44,8 @@ _SURE: Final = frozenset({"on", "remote_apply"})
 """Values of synchronous_commit after which a commit survives the server's power loss, and that of
 a standby where one is configured."""
 
+_CLAIM: Final = 7_203_313
+
 _ASK_AGAIN_S: Final = (0.1, 0.5, 2.0)
 """How long to wait before a server that was lost is asked again what became of a commit."""
 
@@ -115,6 +117,33 @@ class Database:
     def close(self) -> None:
         """Release the connections."""
         self.engine.dispose()
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep a PostgreSQL store to one coordinator, as a lock in its home does a file.
+
+        The claim goes with the connection that holds it, and so with the process.
+
+        Raises:
+            StorageError: another process has claimed it, or it cannot be reached.
+        """
+        if self.is_sqlite:
+            yield
+            return
+        claim = sa.select(
+            sa.func.pg_try_advisory_lock(_CLAIM, sa.func.hashtext(sa.func.current_schema()))
+        )
+        with contextlib.ExitStack() as stack:
+            with self._failures("be claimed"):
+                connection = stack.enter_context(self.engine.connect())
+                stack.callback(connection.invalidate)  # closed, and not kept for others
+                claimed = connection.execution_options(isolation_level="AUTOCOMMIT").scalar(claim)
+            if not claimed:
+                raise StorageError(
+                    f"another coordinator works with the store at {self.name}: end it, or give "
+                    "this one a database of its own"
+                )
+            yield
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sa.Connection]:

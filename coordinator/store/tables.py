@@ -8,9 +8,7 @@ import sqlalchemy as sa
 
 metadata = sa.MetaData()
 
-signpost = sa.Table(
-    "schema_version", metadata, sa.Column("version", sa.Integer, nullable=False)
-)
+signpost = sa.Table("schema_version", metadata, sa.Column("version", sa.Integer, nullable=False))
 """For programs from before there were migrations: they read it, and refuse what they do not know."""
 
 devices = sa.Table(

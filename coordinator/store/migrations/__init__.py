@@ -59,7 +59,7 @@ def migrate(database: Database, known: ScriptDirectory | None = None) -> None:
             as it was.
     """
     known = known or scripts()
-    with database.reading() as connection:
+    with database.snapshot() as connection:  # of several tables: somebody may be migrating them
         if _revision(connection, known) == known.get_current_head():
             return  # so that a disk that is full or read-only can still be read
     with _one_at_a_time, database.writing() as connection:
@@ -129,5 +129,3 @@ def _newer(what: str, known: ScriptDirectory) -> StorageError:
         f"it is of a newer program ({what}, this one knows up to {known.get_current_head()}): "
         "start that program again, or restore a backup that was made before it"
     )
-
-

@@ -125,7 +125,9 @@ def test_a_store_of_an_earlier_program_keeps_every_row(
         assert transitions == [Planned("b" * 64), Invited(("kitchen",), 4.5)]
         with pytest.raises(AccessDenied, match="already used"):
             store.join("a-join-token", DeviceId("b"), PublicKey(bytes(32)), now=1.0)
-        assert [key.tokens_per_minute for key in store.api_keys()] == [2**40][: make is make_schema_4]
+        assert [key.tokens_per_minute for key in store.api_keys()] == [2**40][
+            : make is make_schema_4
+        ]
         store.close()
         _, after = whole_database(place)
         assert {name: after[name] for name in before if name != "schema_version"} == {

@@ -139,6 +139,19 @@ def test_a_run_has_a_name_of_its_own(store: Store) -> None:
         store.run(RunId("other"))
 
 
+def test_names_are_ordered_alike_on_every_database(store: Store) -> None:
+    """One that orders them as a language does would have other cohorts drawn from them."""
+    names = ["b", "A", "a", "Z", "é", "-a", "a-b", "ab"]
+    for number, name in enumerate(names):
+        store.add_run(RunId(name), "{}", DIGEST, now=1.0)
+        store.add_key(dataclasses.replace(KEY, name=name, secret_sha256=f"{number:064}"))
+        token = store.new_token(expires_at=9.0)
+        store.join(token, DeviceId(name), key(number), now=1.0)
+    assert [row.run for row in store.runs()] == sorted([*names, RUN])
+    assert [row.name for row in store.api_keys()] == sorted(names)
+    assert [device.name for device in store.devices()] == sorted(names)
+
+
 # Blobs
 
 
@@ -271,5 +284,3 @@ def test_a_key_is_kept_as_it_is_and_once(store: Store) -> None:
     assert store.api_keys() == [other, revoked]
     assert not revoked.opens(1.0)
     assert [other.opens(now) for now in (8.9, 9.0)] == [True, False]
-
-
