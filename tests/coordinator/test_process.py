@@ -106,6 +106,7 @@ def test_rows_may_be_kept_in_postgresql_and_its_password_is_kept_to_ourselves(
         monkeypatch.setenv("LLMOS_STORE", url.replace("postgres:@", f"postgres:{secret}@"))
         home = tmp_path / "home"
         for number in (1, 2):
+            (home / "ready.json").unlink(missing_ok=True)  # of the one that was killed
             with running(home) as up:
                 headers = {"Authorization": f"Bearer {(home / 'admin.token').read_text()}"}
                 keys = httpx.Client(
