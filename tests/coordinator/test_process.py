@@ -109,12 +109,12 @@ def test_rows_may_be_kept_in_postgresql_and_its_password_is_kept_to_ourselves(
             (home / "ready.json").unlink(missing_ok=True)  # of the one that was killed
             with running(home) as up:
                 headers = {"Authorization": f"Bearer {(home / 'admin.token').read_text()}"}
-                keys = httpx.Client(
+                with httpx.Client(
                     base_url=up.ready["url"], headers=headers, trust_env=False, timeout=60
-                )
-                body = {"name": f"key-{number}", "days": None, "priority": 0}
-                assert keys.post("/api/v1/keys", json=body).is_success
-                listed = keys.get("/api/v1/keys").json()
+                ) as api:
+                    body = {"name": f"key-{number}", "days": None, "priority": 0}
+                    assert api.post("/api/v1/keys", json=body).is_success
+                    listed = api.get("/api/v1/keys").json()
                 assert [key["name"] for key in listed] == ["key-1", "key-2"][:number]
                 shown = [process.command for process in up.children]
                 shown += [json.dumps(up.ready), (tmp_path / "log").read_text()]
