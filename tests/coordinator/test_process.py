@@ -102,7 +102,7 @@ def test_rows_may_be_kept_in_postgresql_and_its_password_is_kept_to_ourselves(
     tmp_path: Path, postgres_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with empty_schema(postgres_server) as url:
-        secret = "not-for-everybody"
+        secret = "not-for-everybody"  # noqa: S105
         monkeypatch.setenv("LLMOS_STORE", url.replace("postgres:@", f"postgres:{secret}@"))
         home = tmp_path / "home"
         for number in (1, 2):

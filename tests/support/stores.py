@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any, Final
 
 import pytest
 import sqlalchemy as sa
+from alembic.script import ScriptDirectory
 
+from coordinator.store import migrations
+from coordinator.store.migrations import scripts
 from coordinator.store.store import Store
 from coordinator.store.tables import metadata
 from shared.types import Digest, RunId
@@ -57,3 +61,11 @@ def rows_in(connection: sa.Connection) -> dict[str, list[tuple[Any, ...]]]:
         for table in metadata.sorted_tables
         if table.name in there
     }
+
+
+def with_another(folder: Path, content: str) -> ScriptDirectory:
+    """Our migrations, and one more."""
+    assert migrations.__file__ is not None
+    shutil.copytree(Path(migrations.__file__).parent / "versions", folder / "versions")
+    (folder / "versions" / "r0006_another.py").write_text(content, encoding="utf-8")
+    return scripts(folder)

@@ -12,12 +12,14 @@ module that knows Alembic.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
 from coordinator.store.database import Database
+from coordinator.store.tables import metadata
 from shared.errors import StorageError
 
 if TYPE_CHECKING:
@@ -45,6 +47,20 @@ def newest_revision() -> str:
     newest = scripts().get_current_head()
     assert newest is not None
     return newest
+
+
+def revisions(known: ScriptDirectory | None = None) -> set[str]:
+    """Every revision that can be brought up to date."""
+    return {script.revision for script in (known or scripts()).walk_revisions()}
+
+
+def revision_of(connection: sa.Connection) -> str | None:
+    """The revision of a store; None of an empty database.
+
+    Raises:
+        StorageError: it is none that this program knows.
+    """
+    return _revision(connection, scripts())
 
 
 def migrate(database: Database, known: ScriptDirectory | None = None) -> None:
@@ -75,7 +91,38 @@ def migrate(database: Database, known: ScriptDirectory | None = None) -> None:
             ) from err
 
 
-def _upgrade(connection: sa.Connection, known: ScriptDirectory) -> None:
+def build(
+    database: Database,
+    revision: str,
+    fill: Callable[[sa.Connection], None],
+    known: ScriptDirectory | None = None,
+) -> None:
+    """Make a store out of rows of ``revision``, and bring it up to date: whole or not at all (M1).
+
+    Args:
+        database: Without tables of ours.
+        revision: What ``fill`` finds the tables at.
+        fill: Puts the rows in.
+        known: The migrations; by default this program's.
+
+    Raises:
+        StorageError: there is a store already, or it cannot be written.
+    """
+    known = known or scripts()
+    with _one_at_a_time, database.writing() as connection:
+        if not database.is_sqlite:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        there = set(sa.inspect(connection).get_table_names())
+        if there & {"alembic_version", *metadata.tables}:
+            raise StorageError(
+                f"there is a store at {database.name} already: name an empty database"
+            )
+        _upgrade(connection, known, revision)
+        fill(connection)
+        _upgrade(connection, known)
+
+
+def _upgrade(connection: sa.Connection, known: ScriptDirectory, to: str = "head") -> None:
     from alembic.operations import Operations
     from alembic.runtime.migration import MigrationContext
 
@@ -83,7 +130,7 @@ def _upgrade(connection: sa.Connection, known: ScriptDirectory) -> None:
     context = MigrationContext.configure(
         connection,
         opts={
-            "fn": lambda revision, _context: known._upgrade_revs("head", revision),
+            "fn": lambda revision, _context: known._upgrade_revs(to, revision),
             "transactional_ddl": True,
         },
     )
@@ -103,7 +150,7 @@ def _revision(connection: sa.Connection, known: ScriptDirectory) -> str | None:
 
     heads = MigrationContext.configure(connection).get_current_heads()
     if heads:
-        unknown = [head for head in heads if head not in _names(known)]
+        unknown = [head for head in heads if head not in revisions(known)]
         if not unknown:
             return heads[0]
         raise _newer(f"revision {', '.join(unknown)}", known)
@@ -118,10 +165,6 @@ def _revision(connection: sa.Connection, known: ScriptDirectory) -> str | None:
         f"it has schema {number}, the oldest that this program can bring up to date is "
         f"{min(_BEFORE_REVISIONS)}: begin a new one with another --home"
     )
-
-
-def _names(known: ScriptDirectory) -> set[str]:
-    return {script.revision for script in known.walk_revisions()}
 
 
 def _newer(what: str, known: ScriptDirectory) -> StorageError:

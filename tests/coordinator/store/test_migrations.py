@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -16,10 +15,8 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
 from coordinator.federation.rounds import Invited, Planned
-from coordinator.store import migrations
 from coordinator.store.database import Database
 from coordinator.store.migrations import migrate, newest_revision, scripts
 from coordinator.store.store import Device, Store
@@ -27,7 +24,7 @@ from coordinator.store.tables import KEPT, metadata
 from shared.errors import AccessDenied, StorageError
 from shared.types import DeviceId, PublicKey, RoundNumber, RunId
 from tests.support.processes_beside import ROOT
-from tests.support.stores import Place, rows_in, sqlite_place
+from tests.support.stores import Place, rows_in, sqlite_place, with_another
 
 TICKETS = RunId("tickets")
 KITCHEN = Device(DeviceId("kitchen"), PublicKey((7).to_bytes(32)), 1.5)
@@ -84,14 +81,6 @@ def run_on(place: Place, *statements: str) -> None:
         for statement in statements:
             connection.execute(sa.text(statement))
     database.close()
-
-
-def with_another(folder: Path, content: str) -> ScriptDirectory:
-    """Our migrations, and one more."""
-    assert migrations.__file__ is not None
-    shutil.copytree(Path(migrations.__file__).parent / "versions", folder / "versions")
-    (folder / "versions" / "r0006_another.py").write_text(content, encoding="utf-8")
-    return scripts(folder)
 
 
 def differences(store: Store) -> list[Any]:
@@ -168,7 +157,7 @@ def test_a_store_of_a_newer_program_is_refused_and_left_as_it_is(
     store.close()
     run_on(place, *statements)
     before, files = whole_database(place), contents(place.folder)
-    with pytest.raises(StorageError, match=f"of a newer program .{what}.*restore a backup"):
+    with pytest.raises(StorageError, match=rf"of a newer program .{what}.*restore a backup"):
         place.open()
     assert whole_database(place) == before
     assert contents(place.folder) == files
@@ -181,7 +170,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_store_that_is_too_old_is_refused(place: Place, store: Store) -> None:
     store.close()
     run_on(place, "DROP TABLE alembic_version", "UPDATE schema_version SET version = 1")
-    with pytest.raises(StorageError, match="has schema 1, the oldest .* is 3"):
+    with pytest.raises(StorageError, match=r"has schema 1, the oldest .* is 3"):
         place.open()
 
 
@@ -192,7 +181,7 @@ def test_a_migration_that_fails_half_way_leaves_the_store_as_it_was(
     store.close()
     before = whole_database(place)
     database = Database(place.url)
-    with pytest.raises(StorageError, match="as it was: .*no_such_table"):
+    with pytest.raises(StorageError, match=r"as it was: .*no_such_table"):
         migrate(database, with_another(tmp_path / "migrations", BREAKS))
     database.close()
     assert whole_database(place) == before

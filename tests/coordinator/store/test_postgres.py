@@ -224,9 +224,9 @@ def test_a_snapshot_stays_as_it_was_while_others_write(store: Store) -> None:
 def test_a_store_is_claimed_by_one_coordinator_at_a_time(place: Place, store: Store) -> None:
     other = place.open()
     with store.database.claimed():
-        with pytest.raises(StorageError, match="another coordinator works with the store"):
-            with other.database.claimed():
-                pass
+        refused = pytest.raises(StorageError, match="another coordinator works with the store")
+        with refused, other.database.claimed():
+            pass
         store.commit(RUN, ROUND, Planned(DIGEST), now=1.0)
     with other.database.claimed():
         pass
@@ -235,7 +235,7 @@ def test_a_store_is_claimed_by_one_coordinator_at_a_time(place: Place, store: St
 
 # URLs and passwords
 
-PASSWORD = "s3cr/t @%"
+PASSWORD = "s3cr/t @%"  # noqa: S105
 QUOTED = "s3cr%2Ft%20%40%25"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from typing import Any, get_args, get_type_hints
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -16,8 +16,9 @@ from coordinator.federation.rounds import Closed, Planned, Transition, UpdateSto
 from coordinator.store.store import ApiKey, Store, by_round
 from shared.errors import AccessDenied, DataError, LlmOsError, RunNotFound
 from shared.files import digest_of
-from shared.types import DeviceId, Digest, PublicKey, RoundNumber, RunId
+from shared.types import DeviceId, PublicKey, RoundNumber, RunId
 from tests.support.processes_beside import in_a_process_of_its_own
+from tests.support.random_stores import any_transition
 from tests.support.stores import DIGEST, RUN, Place, rows_in
 
 KEY = ApiKey("notes", "llmos_abcdef", "0" * 64, created_at=1.0)
@@ -28,26 +29,6 @@ def key(number: int) -> PublicKey:
 
 
 # Rows
-
-TEXT = st.text(max_size=20)
-VALUES: dict[object, st.SearchStrategy[Any]] = {
-    str: TEXT,
-    Digest: TEXT,
-    bytes: st.binary(max_size=40),
-    float: st.floats(allow_nan=False),
-    int: st.integers(0, 2**62),
-    bool: st.booleans(),
-    tuple[str, ...]: st.lists(TEXT, max_size=4).map(tuple),
-    tuple[int, ...]: st.lists(st.integers(0, 2**31), max_size=4).map(tuple),
-    dict[str, float]: st.dictionaries(TEXT, st.floats(allow_nan=False), max_size=3),
-}
-
-
-def any_transition(kind: type) -> st.SearchStrategy[Transition]:
-    """A strategy for one class of transitions; KeyError if it has a field of a new type."""
-    hints = get_type_hints(kind)
-    fields = {field.name: VALUES[hints[field.name]] for field in dataclasses.fields(kind)}
-    return st.builds(kind, **fields)
 
 
 @pytest.mark.parametrize("kind", get_args(Transition), ids=lambda kind: kind.__name__)
