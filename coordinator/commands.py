@@ -76,6 +76,13 @@ def start(
             help="postgresql://… with pgvector, for collections of passages; else files in the home.",
         ),
     ] = "",
+    store: Annotated[
+        str,
+        typer.Option(
+            envvar="LLMOS_STORE",
+            help="postgresql://… for devices, keys, runs and rounds; else a file in the home.",
+        ),
+    ] = "",
     engine: Annotated[
         str, typer.Option(help="What runs --model: 'onnx' on the processor, 'transformers'.")
     ] = "auto",
@@ -139,6 +146,7 @@ def start(
         encoder=encoder,
         reader=reader,
         vectors=vectors,
+        store_at=store,
         serving=Serving(
             model=model,
             engine_kind=engine,

@@ -25,6 +25,7 @@ from coordinator.inference.run_heads import run_heads
 from coordinator.inference.serve_texts import NO_ENCODER, serve_texts
 from coordinator.inference.serving_metrics import ServingMetrics
 from coordinator.registry.release_worker import release_maker
+from coordinator.store.database import store_url
 from coordinator.store.store import Store
 from shared.actors import ActorLoop
 from shared.config import parse_address
@@ -52,6 +53,7 @@ def run_coordinator(
     encoder: str = NO_ENCODER,
     reader: str = "",
     vectors: str = "",
+    store_at: str = "",
 ) -> None:
     """Run a coordinator until SIGINT or SIGTERM. Call on the main thread.
 
@@ -70,15 +72,18 @@ def run_coordinator(
         reader: Folder or hub id of the model that finds answers in passages; empty for none.
         vectors: URL of a PostgreSQL with pgvector that keeps collections of passages; empty
             keeps them in the home.
+        store_at: URL of a PostgreSQL that keeps the rows; empty keeps them in the home. Blobs are
+            files in the home anyway.
 
     Raises:
         ConfigError: a port is taken, an address or key is malformed, or options of ``serving``
             contradict each other.
         ModelError: a model is neither a folder with one nor written like a hub id.
         BrokerUnavailable: there is no broker and none can be started.
-        StorageError: the home cannot be used.
+        StorageError: the home or the store cannot be used.
     """
     holder = parse_public(key_holder) if key_holder else None
+    rows_at = store_url(store_at, home)
     serving = serving or Serving()
     engine = serving.engine(home / "models", prefixes="" if cache in _NOT_SHARED else cache)
     with ExitStack() as stack:
@@ -91,8 +96,9 @@ def run_coordinator(
         desk = FrontDesk(engines, cache=answers, meter=metrics)
         metrics.watch(desk)
         identity = Identity.load_or_create(home / "identity.key")
-        store = Store(f"sqlite:///{home / 'store.db'}", home)
+        store = Store(rows_at, home)
         stack.callback(store.close)
+        stack.enter_context(store.database.claimed())
         if broker:
             kind, (broker_host, broker_port) = "external", parse_address(broker)
         else:

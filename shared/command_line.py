@@ -23,6 +23,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "run": ("coordinator.commands:run", "Federated runs: submit, ls, show, logs, stop"),
     "device": ("coordinator.commands:device", "The fleet: token, ls"),
     "key": ("coordinator.commands:key", "Keys for the language model's API: add, ls, revoke"),
+    "backup": ("coordinator.store.commands:backup", "A coordinator into one file"),
+    "restore": ("coordinator.store.commands:restore", "A coordinator out of such a file"),
     "model": (
         "coordinator.registry.commands:model",
         "The registry: import, make-tiny, make-reader, ls, show",
@@ -76,6 +78,8 @@ _EXTRA: Final = {
     "run": "coordinator",
     "device": "coordinator",
     "key": "coordinator",
+    "backup": "coordinator",
+    "restore": "coordinator",
     "model": "coordinator",
     "edge": "edge",
     "keyholder": "crypto",

@@ -1,17 +1,17 @@
 """Rows that are never lost: devices, join tokens, API keys, runs and every transition.
 
-    T1  when a method returns, what it wrote survives power loss (WAL, synchronous=FULL)
+    T1  when a method returns, what it wrote survives power loss
     T2  every transition of a round is one committed row, and nothing edits a row
     T3  blobs (plans' probe sets, adapters, updates, sums) are files named by their
         digest; a row never names a blob that is not on disk
 
-The only module that knows SQLAlchemy. SQLite by default; the schema uses nothing
-that PostgreSQL lacks. Safe to use from several threads.
+SQLite by default, PostgreSQL by URL; :mod:`coordinator.store.database` knows the difference, and
+:mod:`coordinator.store.migrations` how the tables of earlier programs become ours. Safe to use from
+several threads.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import secrets
@@ -24,81 +24,18 @@ import sqlalchemy as sa
 
 from coordinator.federation import rounds
 from coordinator.federation.rounds import Transition
+from coordinator.store.database import Database
+from coordinator.store.migrations import migrate
+from coordinator.store.tables import devices as _devices
+from coordinator.store.tables import keys as _keys
+from coordinator.store.tables import milestones as _milestones
+from coordinator.store.tables import runs as _runs
+from coordinator.store.tables import tokens as _tokens
+from coordinator.store.tables import transitions as _transitions
 from shared.errors import AccessDenied, DataError, RunNotFound, StorageError
 from shared.files import digest_of, disk_errors, write_durably
 from shared.types import DeviceId, Digest, PublicKey, RoundNumber, RunId
 from shared.wire import codec
-
-_SCHEMA: Final = 4
-
-_READ_TOO: Final = frozenset({3})
-"""Older schemas in which nothing is different but that tables are missing; these are made."""
-
-_metadata = sa.MetaData()
-
-_version = sa.Table("schema_version", _metadata, sa.Column("version", sa.Integer, nullable=False))
-
-_devices = sa.Table(
-    "devices",
-    _metadata,
-    sa.Column("name", sa.String(64), primary_key=True),
-    sa.Column("public_key", sa.LargeBinary, nullable=False, unique=True),
-    sa.Column("joined_at", sa.Float, nullable=False),
-)
-
-_tokens = sa.Table(
-    "join_tokens",
-    _metadata,
-    sa.Column("secret_sha256", sa.String(64), primary_key=True),
-    sa.Column("expires_at", sa.Float, nullable=False),
-    sa.Column("used_by", sa.String(64)),
-)
-
-_keys = sa.Table(
-    "api_keys",
-    _metadata,
-    sa.Column("name", sa.String(64), primary_key=True),
-    sa.Column("prefix", sa.String(32), nullable=False),
-    sa.Column("secret_sha256", sa.String(64), nullable=False, unique=True),
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("expires_at", sa.Float),
-    sa.Column("revoked_at", sa.Float),
-    sa.Column("priority", sa.Integer, nullable=False),
-    sa.Column("tokens_per_minute", sa.BigInteger, nullable=False),
-    sa.Column("public_cache", sa.Boolean, nullable=False),
-)
-
-_runs = sa.Table(
-    "runs",
-    _metadata,
-    sa.Column("run", sa.String(64), primary_key=True),
-    sa.Column("plan", sa.Text, nullable=False),
-    sa.Column("probe", sa.String(64), nullable=False),
-    sa.Column("submitted_at", sa.Float, nullable=False),
-)
-
-_milestones = sa.Table(
-    "milestones",
-    _metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("run", sa.String(64), sa.ForeignKey("runs.run"), nullable=False, index=True),
-    sa.Column("kind", sa.String(32), nullable=False),
-    sa.Column("body", sa.LargeBinary, nullable=False),
-    sa.Column("at", sa.Float, nullable=False),
-    sa.UniqueConstraint("run", "kind"),
-)
-
-_transitions = sa.Table(
-    "transitions",
-    _metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("run", sa.String(64), sa.ForeignKey("runs.run"), nullable=False),
-    sa.Column("round", sa.Integer, nullable=False),
-    sa.Column("kind", sa.String(32), nullable=False),
-    sa.Column("body", sa.LargeBinary, nullable=False),
-    sa.Column("at", sa.Float, nullable=False),
-    sa.Index("transitions_by_round", "run", "round"),
-)
 
 _KINDS: Final[dict[str, type]] = {
     kind.__name__: kind
@@ -198,33 +135,23 @@ class Store:
     """The coordinator's memory."""
 
     def __init__(self, url: str, folder: Path) -> None:
-        """Open the database at ``url`` and the blobs in ``folder``.
+        """Open the database at ``url``, bring it up to date, and the blobs in ``folder``.
 
         Raises:
-            StorageError: the database was made by another version, or cannot be opened.
+            ConfigError: ``url`` cannot be read.
+            DependencyMissing: it names PostgreSQL, and the extra ``postgres`` is not installed.
+            StorageError: the database is of a newer program, or cannot be opened.
         """
         self.folder = folder
         self._listeners: list[Callable[[Transition | str], None]] = []
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        self._engine = sa.create_engine(url)
-        if self._engine.dialect.name == "sqlite":
-            sa.event.listen(self._engine, "connect", _make_durable)
+        self.database = Database(url)
         try:
-            _metadata.create_all(self._engine)
-            with self._engine.begin() as connection:
-                version = connection.scalar(sa.select(_version.c.version))
-                if version is None:
-                    connection.execute(_version.insert().values(version=_SCHEMA))
-                elif version in _READ_TOO:
-                    connection.execute(_version.update().values(version=_SCHEMA))
-                    version = _SCHEMA
-        except sa.exc.SQLAlchemyError as err:
-            raise StorageError(f"cannot open the store at {url}: {err}") from err
-        if version not in (None, _SCHEMA):
-            raise StorageError(
-                f"the store at {url} has schema {version}, this program knows {_SCHEMA}"
-            )
+            migrate(self.database)
+        except StorageError as err:
+            self.close()
+            raise StorageError(f"cannot open the store at {self.database.name}: {err}") from err
 
     def subscribe(self, listener: Callable[[Transition | str], None]) -> None:
         """Tell ``listener`` of every committed transition, and of milestones by their kind."""
@@ -232,7 +159,7 @@ class Store:
 
     def close(self) -> None:
         """Release the connections."""
-        self._engine.dispose()
+        self.database.close()
 
     # Blobs
 
@@ -271,7 +198,7 @@ class Store:
     def new_token(self, *, expires_at: float) -> str:
         """A one-time secret that lets one device join; only its hash is stored."""
         secret = secrets.token_urlsafe(24)
-        with self._writing() as connection:
+        with self.database.writing() as connection:
             connection.execute(
                 _tokens.insert().values(secret_sha256=_hashed(secret), expires_at=expires_at)
             )
@@ -287,41 +214,57 @@ class Store:
             AccessDenied: the token is unknown, expired or spent.
             DataError: the name or the key is taken by another device.
         """
+        try:
+            with self.database.writing() as connection:
+                self._join(connection, secret, name, public_key, now=now)
+        except sa.exc.IntegrityError:  # somebody else, at the same moment
+            raise _already_joined(name) from None
+
+    def _join(
+        self,
+        connection: sa.Connection,
+        secret: str,
+        name: DeviceId,
+        public_key: PublicKey,
+        *,
+        now: float,
+    ) -> None:
         this = _tokens.c.secret_sha256 == _hashed(secret)
-        with self._writing() as connection:
-            # Written before anything is read: with SQLite a transaction begins at its first
-            # write, and two devices that read first would both find the token unspent.
-            spent = connection.execute(
-                _tokens.update()
-                .where(this, _tokens.c.used_by.is_(None), _tokens.c.expires_at >= now)
-                .values(used_by=name)
-            ).rowcount
-            taken = connection.execute(
-                sa.select(_devices).where(
-                    (_devices.c.name == name) | (_devices.c.public_key == public_key)
-                )
-            ).all()
-            if not spent:
-                used_by = connection.scalar(sa.select(_tokens.c.used_by).where(this))
-                if used_by == name and (name, public_key) in [row[:2] for row in taken]:
-                    return
-                raise AccessDenied(
-                    "this join token is unknown, expired or already used: "
-                    "ask for a new one with 'llmos device token'"
-                )
-            if taken:
-                raise DataError(f"a device named {name}, or with this key, has already joined")
-            connection.execute(
-                _devices.insert().values(name=name, public_key=public_key, joined_at=now)
+        # Spent before anything is read: in PostgreSQL two devices that read first would both
+        # find the token unspent.
+        spent = connection.execute(
+            _tokens.update()
+            .where(this, _tokens.c.used_by.is_(None), _tokens.c.expires_at >= now)
+            .values(used_by=name)
+        ).rowcount
+        taken = connection.execute(
+            sa.select(_devices).where(
+                (_devices.c.name == name) | (_devices.c.public_key == public_key)
             )
+        ).all()
+        if not spent:
+            used_by = connection.scalar(sa.select(_tokens.c.used_by).where(this))
+            if used_by == name and (name, public_key) in [row[:2] for row in taken]:
+                return
+            raise AccessDenied(
+                "this join token is unknown, expired or already used: "
+                "ask for a new one with 'llmos device token'"
+            )
+        if taken:
+            raise _already_joined(name)
+        connection.execute(
+            _devices.insert().values(name=name, public_key=public_key, joined_at=now)
+        )
 
     def devices(self) -> list[Device]:
         """All devices that joined, by name."""
-        with self._engine.connect() as connection:
-            rows = connection.execute(sa.select(_devices).order_by(_devices.c.name))
-            return [
-                Device(DeviceId(row.name), PublicKey(row.public_key), row.joined_at) for row in rows
+        with self.database.reading() as connection:
+            found = [
+                Device(DeviceId(row.name), PublicKey(row.public_key), row.joined_at)
+                for row in connection.execute(sa.select(_devices))
             ]
+        # Not by the database, whose order of names may be that of a language.
+        return sorted(found, key=lambda device: device.name)
 
     # API keys
 
@@ -332,7 +275,7 @@ class Store:
             DataError: there is one of this name, revoked or not.
         """
         try:
-            with self._writing() as connection:
+            with self.database.writing() as connection:
                 connection.execute(_keys.insert().values(dataclasses.asdict(key)))
         except sa.exc.IntegrityError:
             raise DataError(
@@ -341,13 +284,13 @@ class Store:
 
     def api_keys(self) -> list[ApiKey]:
         """All keys that were ever made, by name."""
-        with self._engine.connect() as connection:
-            rows = connection.execute(sa.select(_keys).order_by(_keys.c.name))
-            return [ApiKey(**row._mapping) for row in rows]
+        with self.database.reading() as connection:
+            found = [ApiKey(**row._mapping) for row in connection.execute(sa.select(_keys))]
+        return sorted(found, key=lambda key: key.name)
 
     def revoke_key(self, name: str, *, now: float) -> bool:
         """Revoke a key, unless it is already; False if there is none of this name."""
-        with self._writing() as connection:
+        with self.database.writing() as connection:
             connection.execute(
                 _keys.update()
                 .where(_keys.c.name == name, _keys.c.revoked_at.is_(None))
@@ -366,7 +309,7 @@ class Store:
             DataError: a run of this name exists.
         """
         try:
-            with self._writing() as connection:
+            with self.database.writing() as connection:
                 connection.execute(
                     _runs.insert().values(run=run, plan=plan, probe=probe, submitted_at=now)
                 )
@@ -377,12 +320,12 @@ class Store:
 
     def runs(self) -> list[RunRow]:
         """All runs, oldest first."""
-        with self._engine.connect() as connection:
-            rows = connection.execute(sa.select(_runs).order_by(_runs.c.submitted_at, _runs.c.run))
-            return [
+        with self.database.reading() as connection:
+            found = [
                 RunRow(RunId(row.run), row.plan, Digest(row.probe), row.submitted_at)
-                for row in rows
+                for row in connection.execute(sa.select(_runs))
             ]
+        return sorted(found, key=lambda row: (row.submitted_at, row.run))
 
     def run(self, run: RunId) -> RunRow:
         """One run. Raises RunNotFound."""
@@ -395,7 +338,7 @@ class Store:
         """Commit something that happens once in a run; a second time is ignored."""
         row = {"run": run, "kind": kind, "body": codec.encode(facts), "at": now}
         try:
-            with self._writing() as connection:
+            with self.database.writing() as connection:
                 connection.execute(_milestones.insert().values(row))
         except sa.exc.IntegrityError:
             return
@@ -404,7 +347,7 @@ class Store:
     def milestones(self, run: RunId) -> dict[str, Milestone]:
         """What has happened in a run, by kind."""
         query = sa.select(_milestones).where(_milestones.c.run == run).order_by(_milestones.c.id)
-        with self._engine.connect() as connection:
+        with self.database.reading() as connection:
             return {
                 row.kind: Milestone(
                     row.kind, codec.decode(row.body, limit=_ROW_LIMIT_BYTES), row.at
@@ -419,7 +362,7 @@ class Store:
         body = {
             field.name: getattr(transition, field.name) for field in dataclasses.fields(transition)
         }
-        with self._writing() as connection:
+        with self.database.writing() as connection:
             connection.execute(
                 _transitions.insert().values(
                     run=run,
@@ -434,7 +377,7 @@ class Store:
     def transitions(self, run: RunId) -> list[TransitionRow]:
         """Every transition of a run's rounds, in the order they were committed."""
         query = sa.select(_transitions).where(_transitions.c.run == run).order_by(_transitions.c.id)
-        with self._engine.connect() as connection:
+        with self.database.reading() as connection:
             return [
                 TransitionRow(
                     RoundNumber(row.round),
@@ -457,21 +400,9 @@ class Store:
                         return stored.digest
         return None
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[sa.Connection]:
-        """One transaction, whose disk failures are ours."""
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except sa.exc.OperationalError as err:
-            raise StorageError(f"the store refused to write: {err.orig}") from err
 
-
-def _make_durable(connection: Any, _record: Any) -> None:
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
+def _already_joined(name: DeviceId) -> DataError:
+    return DataError(f"a device named {name}, or with this key, has already joined")
 
 
 def _hashed(secret: str) -> str:

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 
 from shared.loopback import served
 from tests.support.brokers import eventually, mosquitto_or_skip
+from tests.support.postgres import empty_schema
 from tests.support.proc import Process, descendants
 from tests.support.tiny_encoders import make_encoder, make_reader
 
@@ -94,6 +95,31 @@ def test_it_answers_as_soon_as_it_says_that_it_is_ready(tmp_path: Path) -> None:
         assert second.returncode == 1
         assert "another process works in" in second.stderr
         assert up.get("/healthz").status_code == 200
+
+
+@pytest.mark.postgres
+def test_rows_may_be_kept_in_postgresql_and_its_password_is_kept_to_ourselves(
+    tmp_path: Path, postgres_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with empty_schema(postgres_server) as url:
+        secret = "not-for-everybody"  # noqa: S105
+        monkeypatch.setenv("LLMOS_STORE", url.replace("postgres:@", f"postgres:{secret}@"))
+        home = tmp_path / "home"
+        for number in (1, 2):
+            (home / "ready.json").unlink(missing_ok=True)  # of the one that was killed
+            with running(home) as up:
+                headers = {"Authorization": f"Bearer {(home / 'admin.token').read_text()}"}
+                with httpx.Client(
+                    base_url=up.ready["url"], headers=headers, trust_env=False, timeout=60
+                ) as api:
+                    body = {"name": f"key-{number}", "days": None, "priority": 0}
+                    assert api.post("/api/v1/keys", json=body).is_success
+                    listed = api.get("/api/v1/keys").json()
+                assert [key["name"] for key in listed] == ["key-1", "key-2"][:number]
+                shown = [process.command for process in up.children]
+                shown += [json.dumps(up.ready), (tmp_path / "log").read_text()]
+                assert not any(secret in text for text in shown)
+        assert not list(home.glob("store.db*"))
 
 
 def test_models_of_texts_answer_and_end_with_it(tmp_path: Path) -> None:
