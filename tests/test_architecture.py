@@ -63,10 +63,11 @@ HOMES = {
     "redis": {"coordinator/inference/redis_store.py"},
     "starlette": {
         "coordinator/api/answering.py",
-        "coordinator/api/bodies.py",
+        "coordinator/api/gate.py",
         "coordinator/api/openai_errors.py",
         "coordinator/api/problems.py",
         "coordinator/api/request_ids.py",
+        "coordinator/api/roles.py",
         "edge_agent/api/app.py",
         "edge_agent/api/server.py",
     },

@@ -314,7 +314,7 @@ def test_a_database_of_another_version_is_refused(store: Store) -> None:
     with sqlite3.connect(store.folder / "store.db") as database:
         database.execute("UPDATE schema_version SET version = 1")
     database.close()
-    with pytest.raises(StorageError, match="has schema 1, this program knows 4"):
+    with pytest.raises(StorageError, match="has schema 1, this program knows 5"):
         open_store(store.folder)
 
 
@@ -322,6 +322,7 @@ def test_a_store_from_before_there_were_keys_gets_their_table(store: Store) -> N
     store.close()
     database = sqlite3.connect(store.folder / "store.db")
     with database:
+        database.execute("DROP TABLE api_key_roles")
         database.execute("DROP TABLE api_keys")
         database.execute("UPDATE schema_version SET version = 3")
     database.close()
@@ -335,9 +336,50 @@ def test_a_store_from_before_there_were_keys_gets_their_table(store: Store) -> N
     again.close()
 
 
+def test_keys_from_before_there_were_roles_are_callers_and_can_be_rotated(store: Store) -> None:
+    store.add_key(KEY)
+    store.close()
+    database = sqlite3.connect(store.folder / "store.db")
+    with database:
+        database.execute("DROP TABLE api_key_roles")
+        database.execute("UPDATE schema_version SET version = 4")
+    database.close()
+    again = open_store(store.folder)
+    assert again.api_keys() == [KEY]
+    assert (KEY.role, KEY.scopes) == ("caller", {})
+    assert again.rotate_key("notes", prefix="p", secret_sha256="5" * 64, former_ends_at=9.0)
+    assert again.api_keys()[0].former_sha256 == KEY.secret_sha256
+    again.close()
+
+
+def test_a_rotated_key_has_two_secrets_for_a_time_and_never_three(store: Store) -> None:
+    key = dataclasses.replace(KEY, role="operator", scopes={"models": ["a*"]}, priority=2)
+    store.add_key(key)
+    for number, former in ((1, "0" * 64), (2, "1" * 64)):
+        digest = str(number) * 64
+        assert store.rotate_key("notes", prefix="new", secret_sha256=digest, former_ends_at=7.0)
+        assert store.api_keys() == [
+            dataclasses.replace(
+                key, prefix="new", secret_sha256=digest, former_sha256=former, former_ends_at=7.0
+            )
+        ]
+    before = store.api_keys()
+    assert not store.rotate_key("nobody", prefix="x", secret_sha256="8" * 64, former_ends_at=7.0)
+    store.revoke_key("notes", now=5.0)
+    assert not store.rotate_key("notes", prefix="x", secret_sha256="8" * 64, former_ends_at=7.0)
+    assert store.api_keys() == [dataclasses.replace(before[0], revoked_at=5.0)]
+
+
 def test_a_key_is_kept_as_it_is_and_once(store: Store) -> None:
     other = dataclasses.replace(
-        KEY, name="a", secret_sha256="1" * 64, expires_at=9.0, priority=-3, public_cache=True
+        KEY,
+        name="a",
+        secret_sha256="1" * 64,
+        expires_at=9.0,
+        priority=-3,
+        public_cache=True,
+        role="auditor",
+        scopes={"models": ["a", "b*"], "tasks": ["classify"]},
     )
     store.add_key(KEY)
     store.add_key(other)
