@@ -223,7 +223,8 @@ class Access:
 
     def revoke(self, name: str) -> bool:
         """Revoke a key; False if there is none of this name."""
-        found = self._store.revoke_key(name, now=self._now())
+        # A name that cannot be one is not looked for: not every database takes every text.
+        found = topics.is_name(name) and self._store.revoke_key(name, now=self._now())
         self._forget()
         return found
 

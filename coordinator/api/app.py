@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response, status
-from pydantic import BaseModel, Field
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.api import problems
 from coordinator.api.access import Access
@@ -22,6 +23,7 @@ from coordinator.api.collections import collection_routes
 from coordinator.api.embeddings import embedding_routes
 from coordinator.api.gate import Gate
 from coordinator.api.keys import key_routes
+from coordinator.api.openapi_document import openapi_document
 from coordinator.api.request_ids import RequestIds
 from coordinator.api.roles import unlisted
 from coordinator.api.tasks import task_routes
@@ -83,6 +85,8 @@ class Services:
 class NewRun(BaseModel):
     """A job with the public examples that judge it."""
 
+    model_config = ConfigDict(extra="forbid")
+
     job: dict[str, Any] = Field(description="The tables of job.toml")
     probe: list[tuple[str, str, str]] = Field(
         max_length=MAX_PROBE_EXAMPLES, description="Text, label and group of every example"
@@ -94,11 +98,15 @@ class NewRun(BaseModel):
 class Stop(BaseModel):
     """Why a run is to end."""
 
+    model_config = ConfigDict(extra="forbid")
+
     reason: str = Field(default="stopped by an operator", max_length=500)
 
 
 class NewToken(BaseModel):
     """How long a join token stays valid."""
+
+    model_config = ConfigDict(extra="forbid")
 
     valid_s: float = Field(default=900.0, gt=0, le=7 * 24 * 3600)
 
@@ -134,12 +142,13 @@ def create_app(services: Services) -> FastAPI:
         app.include_router(_metrics(services.metrics))
 
     @app.get("/api/v1/openapi.json", include_in_schema=False)
-    def openapi() -> dict[str, Any]:
+    def show_document() -> dict[str, Any]:
         """What this page of the API looks like to a machine."""
-        return app.openapi()
+        return document
 
     if missing := unlisted(app):
         raise RuntimeError(f"routes without a line in the table of roles: {sorted(missing)}")
+    document = openapi_document(app)
     return app
 
 
@@ -162,7 +171,7 @@ def _health(services: Services) -> APIRouter:
 def _metrics(metrics: ServingMetrics) -> APIRouter:
     router = APIRouter(tags=["health"])
 
-    @router.get("/metrics", response_class=Response)
+    @router.get("/metrics", response_class=PlainTextResponse)
     def read_metrics() -> Response:
         """What serving does, in Prometheus' text format."""
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})

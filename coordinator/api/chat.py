@@ -25,6 +25,11 @@ from shared.types import RunId
 if TYPE_CHECKING:
     from coordinator.api.app import Services
 
+EITHER: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {"application/json": {}, "text/event-stream": {}}}
+}
+"""How what is answered is written: whole, or as server-sent events."""
+
 PUBLIC: Final = "public"
 """The word under which callers share what was computed, if they say so."""
 
@@ -52,12 +57,12 @@ def chat_routes(services: Services) -> APIRouter:
         engine, _ = await _find(services, model)
         return model_entry(engine.card) | {"id": model}
 
-    @router.post("/chat/completions", response_model=None)
+    @router.post("/chat/completions", response_model=None, responses=EITHER)
     async def chat(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation, whole or as server-sent events."""
         return await answer(request, body, ChatDialect(logprobs=bool(body.logprobs)))
 
-    @router.post("/completions", response_model=None)
+    @router.post("/completions", response_model=None, responses=EITHER)
     async def complete(request: Request, body: CompletionRequest) -> Response:
         """Continue texts, whole or as server-sent events."""
         return await answer(request, body, CompletionDialect(body.echoed, logprobs=body.logprobs))

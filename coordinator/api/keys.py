@@ -6,10 +6,10 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, status
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from coordinator.api.access import MOST_NAMES, MOST_OVERLAP_HOURS, Access
-from coordinator.api.roles import SCOPE_KINDS, Role
+from coordinator.api.access import MOST_NAMES, MOST_OVERLAP_HOURS, MOST_TOKENS, PRIORITIES, Access
+from coordinator.api.roles import ROLES_OF_KEYS, SCOPE_KINDS, TASKS, Role
 from coordinator.store.store import ApiKey
 
 
@@ -20,19 +20,32 @@ class NewKey(BaseModel):
     in ``*``; where none is named, all.
     """
 
-    name: str = Field(max_length=64)
-    role: str = Field(default=Role.CALLER, max_length=32)
+    model_config = ConfigDict(extra="forbid")
+
+    # What has a ``json_schema_extra`` is checked in ``make_key``, which names every problem at once.
+    name: str = Field(
+        max_length=64, json_schema_extra={"pattern": "^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$"}
+    )
+    role: str = Field(
+        default=Role.CALLER, max_length=32, json_schema_extra={"enum": list(ROLES_OF_KEYS)}
+    )
     models: list[str] = Field(default_factory=list, max_length=MOST_NAMES)
-    tasks: list[str] = Field(default_factory=list, max_length=MOST_NAMES)
+    tasks: list[str] = Field(
+        default_factory=list,
+        max_length=MOST_NAMES,
+        json_schema_extra={"items": {"type": "string", "enum": list(TASKS)}},
+    )
     collections: list[str] = Field(default_factory=list, max_length=MOST_NAMES)
     days: float | None = Field(default=None, gt=0, le=36_500)
-    priority: int = 0
-    tokens_per_minute: int = 0
+    priority: int = Field(default=0, ge=PRIORITIES[0], le=PRIORITIES[-1])
+    tokens_per_minute: int = Field(default=0, ge=0, le=MOST_TOKENS)
     public_cache: bool = False
 
 
 class Rotation(BaseModel):
     """How long the secret that a key has goes on beside the new one; 0: it ends at once."""
+
+    model_config = ConfigDict(extra="forbid")
 
     overlap_hours: float = Field(default=24.0, ge=0, le=MOST_OVERLAP_HOURS)
 
