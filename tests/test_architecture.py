@@ -99,7 +99,7 @@ HOMES = {
         "shared/models/pytorch.py",
         "sim/bench/serving_baselines.py",
     },
-    "uvicorn": {"shared/loopback.py"},
+    "uvicorn": {"shared/http_connections.py", "shared/loopback.py"},
     "wandb": {"sim/wandb_child.py"},
 }
 """The modules that may name a foreign library: when it changes, they change and no other."""

@@ -6,13 +6,16 @@ credentials: of a request that is refused, no body is read.
 G1  what has no line in the table is refused, whoever asks
 G2  who may not is refused before anything of the body is read; who may is read as far as the table says
 G3  no, a wrong, an expired and a revoked credential are answered alike
+G4  of line, headers and body there is so much, and a body comes so fast, or the request is refused
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from fastapi import Response
@@ -27,17 +30,32 @@ from shared.errors import AccessDenied, NotPermitted
 
 log = structlog.get_logger()
 
-_POLICY_VIOLATION = 1008
+TARGET_BYTES: Final = 8 * 1024
+"""Of a path with its query."""
+HEADERS_BYTES: Final = 16 * 1024
+"""Of all headers, names and values."""
+PATIENCE_S: Final = 30.0
+"""In which a body has to come, and as much longer as ``BYTES_A_SECOND`` allow it."""
+BYTES_A_SECOND: Final = 16 * 1024
+
+_POLICY_VIOLATION: Final = 1008
 """Of web sockets; there are none here."""
 
 
 class Gate:
     """Lets a request through with its :class:`Principal` in ``request.state.principal``."""
 
-    def __init__(self, app: ASGIApp, *, identify: Callable[[str], Principal | None]) -> None:
-        """``identify`` says whose an Authorization header is."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        identify: Callable[[str], Principal | None],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``identify`` says whose an Authorization header is, ``monotonic`` how slow a body is."""
         self._app = app
         self._identify = identify
+        self._monotonic = monotonic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -49,6 +67,9 @@ class Gate:
             return
         allowed = allowance(scope["method"], scope["path"])
         principal = None
+        if (refused := _oversized(scope)) is not None:
+            await refused(scope, receive, send)
+            return
         if Role.STRANGER not in allowed.roles:
             principal = self._identify(Headers(scope=scope).get("authorization", ""))
             refused = _refusal(scope, allowed, principal)
@@ -56,16 +77,31 @@ class Gate:
                 await refused(scope, receive, send)
                 return
         state = {**scope.get("state", {}), "principal": principal}
-        await self._app(scope | {"state": state}, _bounded(receive, allowed.body_bytes), send)
+        body = _bounded(receive, allowed.body_bytes, self._monotonic)
+        await self._app(scope | {"state": state}, body, send)
 
 
-def _bounded(receive: Receive, most: int) -> Receive:
-    read = 0
+def _bounded(receive: Receive, most: int, monotonic: Callable[[], float]) -> Receive:
+    """Receive a body that is at most so long, and comes fast enough (G2, G4)."""
+    read, whole = 0, False
+    begun_at = monotonic()
 
     async def bounded() -> Message:
-        nonlocal read
-        message = await receive()
+        nonlocal read, whole
+        if whole:  # what follows is the client's leaving, for which there is no hurry
+            return await receive()
+        left_s = begun_at + PATIENCE_S + read / BYTES_A_SECOND - monotonic()
+        try:
+            if left_s <= 0:
+                raise TimeoutError
+            async with asyncio.timeout(left_s):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(
+                HTTPStatus.REQUEST_TIMEOUT, "the body came too slowly", {"Connection": "close"}
+            ) from None
         read += len(message.get("body", b""))
+        whole = not message.get("more_body", False)
         if read > most:
             raise HTTPException(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request has at most {most} bytes here"
@@ -73,6 +109,19 @@ def _bounded(receive: Receive, most: int) -> Receive:
         return message
 
     return bounded
+
+
+def _oversized(scope: Scope) -> Response | None:
+    """What is answered to a request whose line or headers are too long."""
+    path: str = scope["path"]
+    target = len(scope.get("raw_path") or path.encode()) + len(scope.get("query_string", b""))
+    if target > TARGET_BYTES:
+        detail = f"a path with its query has at most {TARGET_BYTES} bytes"
+        return _answer(path, HTTPStatus.REQUEST_URI_TOO_LONG, "request", detail)
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > HEADERS_BYTES:
+        detail = f"headers have at most {HEADERS_BYTES} bytes"
+        return _answer(path, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "request", detail)
+    return None
 
 
 def _refusal(scope: Scope, allowed: Allowance, principal: Principal | None) -> Response | None:
