@@ -97,9 +97,7 @@ def _bounded(receive: Receive, most: int, monotonic: Callable[[], float]) -> Rec
             async with asyncio.timeout(left_s):
                 message = await receive()
         except TimeoutError:
-            raise HTTPException(
-                HTTPStatus.REQUEST_TIMEOUT, "the body came too slowly", {"Connection": "close"}
-            ) from None
+            raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, "the body came too slowly") from None
         read += len(message.get("body", b""))
         whole = not message.get("more_body", False)
         if read > most:

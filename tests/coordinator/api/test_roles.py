@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.api.roles import SCOPE_KINDS, Scopes
+from coordinator.api.roles import PERMISSIONS, SCOPE_KINDS, Role, Scopes
+
+ROOT = Path(__file__).parents[3]
 
 names = st.text(st.sampled_from("ab:*/"), min_size=1, max_size=4)
 patterns = names.map(lambda name: name.replace("*", "")).filter(bool)
@@ -36,3 +41,20 @@ def test_scopes_are_read_as_they_were_kept(kept: dict[str, list[str]]) -> None:
     scopes = Scopes.of(kept)
     assert Scopes.of(scopes.kept()) == scopes
     assert scopes.kept() == {kind: names for kind, names in kept.items() if names}
+
+
+# The table in the documents
+
+
+def test_the_documents_table_is_the_codes() -> None:
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    section = text.partition("### Who may do what\n")[2].partition("\n###")[0]
+    rows = re.findall(r"^\| `(\S+) (\S+)` \| ([a-z, ]+) \| (\d+) \|$", section, re.MULTILINE)
+    documented = [
+        (method, route, set(Role) if roles == "everybody" else set(roles.split(", ")), int(most))
+        for method, route, roles, most in rows
+    ]
+    assert documented == [
+        (each.method, each.route.replace(":path}", "}"), set(each.roles), each.body_bytes)
+        for each in PERMISSIONS
+    ]
