@@ -16,7 +16,7 @@ import itertools
 import resource
 from typing import Final
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 HEAD_S: Final = 10.0
 KEEP_ALIVE_S: Final = 5
@@ -45,7 +45,9 @@ class BoundedConnection(H11Protocol):
     @property
     def owes_head(self) -> bool:
         """Whether it is at a request's head, and nothing of it is being answered."""
-        return self.cycle is None or self.cycle.response_complete
+        # Until the first request there is none, whatever the server's own annotation says.
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is None or cycle.response_complete
 
     @property
     def owes_body(self) -> bool:

@@ -78,7 +78,7 @@ class Gate:
                 return
         state = {**scope.get("state", {}), "principal": principal}
         body = _bounded(receive, allowed.body_bytes, self._monotonic)
-        await self._app(scope | {"state": state}, body, send)
+        await self._app({**scope, "state": state}, body, send)
 
 
 def _bounded(receive: Receive, most: int, monotonic: Callable[[], float]) -> Receive:

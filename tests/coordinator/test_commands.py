@@ -286,7 +286,7 @@ def test_a_new_key_is_printed_once_and_alone(
         "tokens_per_minute": 500,
         "public_cache": True,
     }
-    plain = {
+    plain: dict[str, Any] = {
         "name": "notes",
         "role": "caller",
         "models": [],

@@ -198,7 +198,7 @@ def test_after_the_body_a_client_may_listen_for_as_long_as_it_likes(
     async def listens(_scope: Scope, receive: Receive, send: Send) -> None:
         while (await receive())["more_body"]:
             pass
-        leaving = asyncio.create_task(receive())
+        leaving = asyncio.ensure_future(receive())
         await asyncio.sleep(0.2)  # longer than the body had
         assert not leaving.done()
         leaving.cancel()
