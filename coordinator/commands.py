@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 up = typer.Typer(add_completion=False)
 run = typer.Typer(help="Federated runs.", no_args_is_help=True)
 device = typer.Typer(help="The fleet.", no_args_is_help=True)
-key = typer.Typer(help="Keys for the language model's API.", no_args_is_help=True)
+key = typer.Typer(help="Keys for the HTTP API.", no_args_is_help=True)
 
 Home = Annotated[Path, typer.Option(envvar="LLMOS_HOME", help="The coordinator's folder.")]
 Url = Annotated[str, typer.Option(envvar="LLMOS_URL", help="The coordinator's address.")]
@@ -392,6 +392,20 @@ def list_devices(
 @key.command("add")
 def add_key(
     name: Annotated[str, typer.Argument(help="Whose it is: 1 to 48 of a-z, 0-9 and hyphens.")],
+    role: Annotated[
+        str,
+        typer.Option(help="caller (asks models), viewer, auditor, operator, admin or device."),
+    ] = "caller",
+    models: Annotated[
+        str, typer.Option(help="Those it may ask, by commas; NAME* is all that begin so; else all.")
+    ] = "",
+    tasks: Annotated[
+        str,
+        typer.Option(help="Those it may ask, by commas: classify, answer, recommend; else all."),
+    ] = "",
+    collections: Annotated[
+        str, typer.Option(help="Those it may use, by commas; NAME* is all that begin so; else all.")
+    ] = "",
     days: Annotated[float, typer.Option(help="How long it is valid; 0: for ever.")] = 0.0,
     priority: Annotated[
         int, typer.Option(help="-10 to 10: higher goes first; 0 is everybody's.")
@@ -406,9 +420,13 @@ def add_key(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key for /v1 and print it, this once."""
+    """Make a key and print it, this once."""
     body = {
         "name": name,
+        "role": role,
+        "models": _names(models),
+        "tasks": _names(tasks),
+        "collections": _names(collections),
         "days": days or None,
         "priority": priority,
         "tokens_per_minute": tokens_per_minute,
@@ -418,6 +436,10 @@ def add_key(
     typer.echo(json.dumps(made) if as_json else made["key"])
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 @key.command("ls")
 def list_keys(home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List all keys that were ever made, without their secrets."""
@@ -425,12 +447,18 @@ def list_keys(home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson
     if as_json:
         typer.echo(json.dumps(keys))
         return
-    table = Table("key", "begins", "state", "priority", "tokens a minute", "cache")
+    table = Table("key", "role", "for", "begins", "state", "priority", "tokens a minute", "cache")
     for entry in keys:
         quota = entry["tokens_per_minute"] or "-"
         shared = "public" if entry["public_cache"] else "own"
-        cells = (entry["name"], f"{entry['prefix']}…", _key_state(entry), entry["priority"])
-        table.add_row(*(escape(str(cell)) for cell in (*cells, quota, shared)))
+        narrowed = "; ".join(
+            f"{kind} {', '.join(entry[kind])}"
+            for kind in ("models", "tasks", "collections")
+            if entry[kind]
+        )
+        cells = (entry["name"], entry["role"], narrowed or "-", f"{entry['prefix']}…")
+        more = (_key_state(entry), entry["priority"], quota, shared)
+        table.add_row(*(escape(str(cell)) for cell in (*cells, *more)))
     Console().print(table)
 
 
@@ -439,8 +467,12 @@ def _key_state(entry: dict[str, Any]) -> str:
         return "revoked"
     if entry["expires_at"] is None:
         return "valid"
-    day = datetime.fromtimestamp(entry["expires_at"], UTC).strftime("%Y-%m-%d %H:%MZ")
+    day = _as_day(entry["expires_at"])
     return f"until {day}" if entry["expires_at"] > time.time() else f"expired {day}"
+
+
+def _as_day(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%MZ")
 
 
 @key.command("revoke")
@@ -448,3 +480,21 @@ def revoke_key(name: str, home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL) -> 
     """Revoke a key; within a second it opens nothing. Its name is not given again."""
     Client.of_home(home, url).delete(f"/api/v1/keys/{quote(name, safe='')}")
     typer.echo(f"revoked {name}")
+
+
+@key.command("rotate")
+def rotate_key(
+    name: str,
+    overlap: Annotated[
+        float, typer.Option(help="Hours that the old secret goes on; 0: it ends at once.")
+    ] = 24.0,
+    home: Home = DEFAULT_HOME,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Give a key another secret and print it, this once. Role, quota and name stay."""
+    body = {"overlap_hours": overlap}
+    made = Client.of_home(home, url).post(f"/api/v1/keys/{quote(name, safe='')}/rotate", body)
+    typer.echo(json.dumps(made) if as_json else made["key"])
+    if not as_json:
+        typer.echo(f"the old secret ends {_as_day(made['former_ends_at'])}", err=True)

@@ -9,7 +9,8 @@
     ├── BrokerUnavailable        no MQTT broker answers where one was expected
     ├── CoordinatorUnavailable   no coordinator answers where one was expected
     ├── ChildDied                a worker process ended before it answered
-    ├── AccessDenied             the caller showed no valid credential for this
+    ├── AccessDenied             the caller showed no valid credential
+    │   └── NotPermitted           the credential is valid, and does not reach that far
     ├── ProtocolError            a peer sent what the wire format does not allow
     │   ├── UndecodableMessage     the bytes are not a message
     │   ├── BadSignature           the signature does not belong to these bytes and this sender
@@ -126,9 +127,15 @@ class ChildDied(LlmOsError):
 
 
 class AccessDenied(LlmOsError):
-    """The caller showed no valid credential for this."""
+    """The caller showed no valid credential."""
 
     code = "access_denied"
+
+
+class NotPermitted(AccessDenied):
+    """The credential is valid, and does not reach that far."""
+
+    code = "access_denied.not_permitted"
 
 
 class ProtocolError(LlmOsError):

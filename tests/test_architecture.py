@@ -63,10 +63,11 @@ HOMES = {
     "redis": {"coordinator/inference/redis_store.py"},
     "starlette": {
         "coordinator/api/answering.py",
-        "coordinator/api/bodies.py",
+        "coordinator/api/gate.py",
         "coordinator/api/openai_errors.py",
         "coordinator/api/problems.py",
         "coordinator/api/request_ids.py",
+        "coordinator/api/roles.py",
         "edge_agent/api/app.py",
         "edge_agent/api/server.py",
     },
@@ -98,7 +99,7 @@ HOMES = {
         "shared/models/pytorch.py",
         "sim/bench/serving_baselines.py",
     },
-    "uvicorn": {"shared/loopback.py"},
+    "uvicorn": {"shared/http_connections.py", "shared/loopback.py"},
     "wandb": {"sim/wandb_child.py"},
 }
 """The modules that may name a foreign library: when it changes, they change and no other."""

@@ -27,6 +27,7 @@ from coordinator.federation.rounds import Transition
 from coordinator.store.database import Database
 from coordinator.store.migrations import migrate
 from coordinator.store.tables import devices as _devices
+from coordinator.store.tables import key_roles as _key_roles
 from coordinator.store.tables import keys as _keys
 from coordinator.store.tables import milestones as _milestones
 from coordinator.store.tables import runs as _runs
@@ -69,7 +70,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key that opens the language model's routes, without its secret.
+    """A key that opens what its role may do, without its secret.
 
     Attributes:
         name: Of the caller, for ever: a revoked key's name is not given again, since quotas,
@@ -82,6 +83,10 @@ class ApiKey:
         priority: Higher goes first; 0 is everybody's.
         tokens_per_minute: Of prompts and answers together; 0 for no quota.
         public_cache: Whether what is computed for it may be used for others who say so too.
+        role: What it may do; see :mod:`coordinator.api.roles`.
+        scopes: To which names that is narrowed, by kind; of a kind that is missing, to none.
+        former_sha256: Of the secret before the last rotation, while that still opens something.
+        former_ends_at: From then on it opens nothing.
     """
 
     name: str
@@ -93,6 +98,10 @@ class ApiKey:
     priority: int = 0
     tokens_per_minute: int = 0
     public_cache: bool = False
+    role: str = "caller"
+    scopes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    former_sha256: str | None = None
+    former_ends_at: float | None = None
 
     def opens(self, now: float) -> bool:
         """Whether it opens anything at ``now``."""
@@ -276,7 +285,9 @@ class Store:
         """
         try:
             with self.database.writing() as connection:
-                connection.execute(_keys.insert().values(dataclasses.asdict(key)))
+                for table in (_keys, _key_roles):
+                    row = {column.name: getattr(key, column.name) for column in table.c}
+                    connection.execute(table.insert().values(row))
         except sa.exc.IntegrityError:
             raise DataError(
                 f"there is, or was, a key called {key.name}: choose another name"
@@ -285,7 +296,16 @@ class Store:
     def api_keys(self) -> list[ApiKey]:
         """All keys that were ever made, by name."""
         with self.database.reading() as connection:
-            found = [ApiKey(**row._mapping) for row in connection.execute(sa.select(_keys))]
+            rows = connection.execute(
+                sa.select(
+                    _keys, *[column for column in _key_roles.c if column.name != "name"]
+                ).outerjoin(_key_roles, _key_roles.c.name == _keys.c.name)
+            ).all()
+        # What is unknown, in a store that knew no roles, has its default.
+        found = [
+            ApiKey(**{name: value for name, value in row._mapping.items() if value is not None})
+            for row in rows
+        ]
         return sorted(found, key=lambda key: key.name)
 
     def revoke_key(self, name: str, *, now: float) -> bool:
@@ -299,6 +319,38 @@ class Store:
             return (
                 connection.scalar(sa.select(_keys.c.name).where(_keys.c.name == name)) is not None
             )
+
+    def rotate_key(
+        self, name: str, *, prefix: str, secret_sha256: str, former_ends_at: float
+    ) -> bool:
+        """Give a key another secret; False if there is none of this name, or it was revoked.
+
+        The secret it had goes on until ``former_ends_at``; one before that ends now.
+        """
+        with self.database.writing() as connection:
+            # Written before anything is read, as in :meth:`join`: of two rotations at once, the
+            # second waits, and finds the secret of the first.
+            found = connection.execute(
+                _keys.update()
+                .where(_keys.c.name == name, _keys.c.revoked_at.is_(None))
+                .values(name=name)
+            ).rowcount
+            if not found:
+                return False
+            former = connection.scalar(sa.select(_keys.c.secret_sha256).where(_keys.c.name == name))
+            connection.execute(
+                _keys.update()
+                .where(_keys.c.name == name)
+                .values(prefix=prefix, secret_sha256=secret_sha256)
+            )
+            facts = {"former_sha256": former, "former_ends_at": former_ends_at}
+            known = connection.execute(
+                _key_roles.update().where(_key_roles.c.name == name).values(facts)
+            ).rowcount
+            if not known:
+                row = {"name": name, "role": "caller", "scopes": {}} | facts
+                connection.execute(_key_roles.insert().values(row))
+            return True
 
     # Runs
 

@@ -41,6 +41,17 @@ keys = sa.Table(
     sa.Column("public_cache", sa.Boolean, nullable=False),
 )
 
+key_roles = sa.Table(
+    "api_key_roles",
+    metadata,
+    sa.Column("name", sa.String(64), sa.ForeignKey("api_keys.name"), primary_key=True),
+    sa.Column("role", sa.String(32), nullable=False),
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("former_sha256", sa.String(64), unique=True),
+    sa.Column("former_ends_at", sa.Float),
+)
+"""What is known of a key besides; one that has no row was made before there were roles."""
+
 runs = sa.Table(
     "runs",
     metadata,
@@ -73,5 +84,5 @@ transitions = sa.Table(
     sa.Index("transitions_by_round", "run", "round"),
 )
 
-KEPT: Final = (devices, tokens, keys, runs, milestones, transitions)
+KEPT: Final = (devices, tokens, keys, key_roles, runs, milestones, transitions)
 """What holds rows of ours, each after the tables that it refers to."""

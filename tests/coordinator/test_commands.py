@@ -249,6 +249,10 @@ def test_a_run_is_followed_to_its_end_and_nothing_is_printed_twice(
 
 A_KEY = {
     "name": "notes",
+    "role": "caller",
+    "models": [],
+    "tasks": [],
+    "collections": [],
     "prefix": "llmos_abcdef",
     "created_at": 1.0,
     "expires_at": None,
@@ -265,19 +269,29 @@ def test_a_new_key_is_printed_once_and_alone(
     monkeypatch.setenv("LLMOS_TOKEN", "token")
     server.answer = lambda method, path: (201, A_KEY | {"key": "llmos_abcdef-the-rest"})
     options = ["--days", "7", "--priority", "2", "--tokens-per-minute", "500", "--public-cache"]
+    options += ["--role", "operator", "--models", "qwen, llama*,", "--tasks", "classify"]
+    options += ["--collections", "manuals-*"]
     result = CliRunner().invoke(key, ["add", "notes", *options, "--url", server.url])
     assert result.output == "llmos_abcdef-the-rest\n"
     result = CliRunner().invoke(key, ["add", "notes", "--json", "--url", server.url])
     assert json.loads(result.output)["key"] == "llmos_abcdef-the-rest"
     full = {
         "name": "notes",
+        "role": "operator",
+        "models": ["qwen", "llama*"],
+        "tasks": ["classify"],
+        "collections": ["manuals-*"],
         "days": 7.0,
         "priority": 2,
         "tokens_per_minute": 500,
         "public_cache": True,
     }
-    plain = {
+    plain: dict[str, Any] = {
         "name": "notes",
+        "role": "caller",
+        "models": [],
+        "tasks": [],
+        "collections": [],
         "days": None,
         "priority": 0,
         "tokens_per_minute": 0,
@@ -293,9 +307,9 @@ def test_keys_are_listed_with_what_they_may(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLMOS_TOKEN", "token")
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "200")
     keys = [
-        A_KEY,
+        A_KEY | {"role": "viewer", "models": ["qwen", "llama*"], "tasks": ["classify"]},
         A_KEY | {"name": "gone", "revoked_at": 2.0},
         A_KEY | {"name": "old", "expires_at": 0.0},
         A_KEY | {"name": "soon", "expires_at": 4e9, "tokens_per_minute": 0},
@@ -303,6 +317,8 @@ def test_keys_are_listed_with_what_they_may(
     server.answer = lambda method, path: (200, keys)
     shown = CliRunner().invoke(key, ["ls", "--url", server.url]).output
     for word in ("notes", "llmos_abcdef…", "valid", "revoked", "expired 1970", "until 2096", "500"):
+        assert word in shown
+    for word in ("viewer", "caller", "models qwen, llama*; tasks classify"):
         assert word in shown
     listed = CliRunner().invoke(key, ["ls", "--json", "--url", server.url]).output
     assert json.loads(listed) == keys
@@ -317,3 +333,20 @@ def test_a_key_is_revoked_by_its_name(server: Server, monkeypatch: pytest.Monkey
     result = CliRunner().invoke(key, ["revoke", "x", "--url", server.url])
     assert isinstance(result.exception, RoundError)
     assert "no key called" in str(result.exception)
+
+
+def test_a_rotated_keys_new_secret_is_alone_on_standard_output(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMOS_TOKEN", "token")
+    made = A_KEY | {"key": "llmos_another", "former_ends_at": 0.0}
+    server.answer = lambda method, path: (200, made)
+    plain = CliRunner().invoke(key, ["rotate", "no/tes", "--url", server.url])
+    assert plain.stdout == "llmos_another\n"
+    assert "the old secret ends 1970-01-01 00:00Z" in plain.stderr
+    options = ["--overlap", "0.5", "--json", "--url", server.url]
+    assert json.loads(CliRunner().invoke(key, ["rotate", "notes", *options]).stdout) == made
+    assert [(method, path, body) for method, path, _, body in server.asked] == [
+        ("POST", "/api/v1/keys/no%2Ftes/rotate", {"overlap_hours": 24.0}),
+        ("POST", "/api/v1/keys/notes/rotate", {"overlap_hours": 0.5}),
+    ]

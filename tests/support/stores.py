@@ -67,5 +67,5 @@ def with_another(folder: Path, content: str) -> ScriptDirectory:
     """Our migrations, and one more."""
     assert migrations.__file__ is not None
     shutil.copytree(Path(migrations.__file__).parent / "versions", folder / "versions")
-    (folder / "versions" / "r0006_another.py").write_text(content, encoding="utf-8")
+    (folder / "versions" / "r9998_another.py").write_text(content, encoding="utf-8")
     return scripts(folder)

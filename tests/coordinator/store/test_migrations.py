@@ -29,12 +29,12 @@ from tests.support.stores import Place, rows_in, sqlite_place, with_another
 TICKETS = RunId("tickets")
 KITCHEN = Device(DeviceId("kitchen"), PublicKey((7).to_bytes(32)), 1.5)
 
-BREAKS = """
+BREAKS = f"""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006"
-down_revision = "0005"
+revision = "9998"
+down_revision = "{newest_revision()}"
 
 def upgrade():
     op.create_table("more", sa.Column("id", sa.Integer, primary_key=True))
@@ -131,7 +131,12 @@ def test_a_store_of_an_earlier_program_keeps_every_row(
 
 def test_schema_4_is_taken_over_on_both_databases(place: Place) -> None:
     place.open().close()
-    run_on(place, "DROP TABLE alembic_version", "UPDATE schema_version SET version = 4")
+    run_on(
+        place,
+        "DROP TABLE alembic_version",
+        "DROP TABLE api_key_roles",
+        "UPDATE schema_version SET version = 4",
+    )
     store = place.open()
     assert differences(store) == []
     store.close()
@@ -146,7 +151,7 @@ def test_earlier_programs_find_a_version_that_they_refuse(store: Store) -> None:
 @pytest.mark.parametrize(
     ("statements", "what"),
     [
-        (["UPDATE alembic_version SET version_num = '0007'"], "revision 0007"),
+        (["UPDATE alembic_version SET version_num = '9999'"], "revision 9999"),
         (["DROP TABLE alembic_version", "UPDATE schema_version SET version = 6"], "schema 6"),
     ],
     ids=["by its revision", "by its number"],
@@ -249,11 +254,13 @@ def answer_of(process: subprocess.Popen[str]) -> str:
 def test_processes_that_open_an_empty_or_old_store_at_once_do_not_meet(place: Place) -> None:
     old = (
         "DROP TABLE alembic_version",
+        "DROP TABLE api_key_roles",
         "DROP TABLE api_keys",
         "UPDATE schema_version SET version = 3",
     )
-    none = [f"DROP TABLE {table}" for table in ("alembic_version", "api_keys", "schema_version")]
-    none += [f"DROP TABLE {table.name}" for table in reversed(KEPT) if table.name != "api_keys"]
+    gone = ("alembic_version", "api_key_roles", "api_keys", "schema_version")
+    none = [f"DROP TABLE {table}" for table in gone]
+    none += [f"DROP TABLE {table.name}" for table in reversed(KEPT) if table.name not in gone]
     with openers(place, 3) as processes:
         for undo in ((), old, none, old, none, old):
             run_on(place, *undo)
@@ -294,4 +301,5 @@ def test_threads_may_open_different_stores_at_once(tmp_path: Path) -> None:
 def test_revisions_follow_one_another() -> None:
     known = scripts()
     assert known.get_heads() == [newest_revision()]
-    assert [script.revision for script in known.walk_revisions()] == ["0005", "0004", "0003"]
+    revisions = [script.revision for script in known.walk_revisions()]
+    assert revisions == [f"{number:04}" for number in range(int(revisions[0]), 2, -1)]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from coordinator.federation import rounds
 from coordinator.federation.rounds import Closed, Planned, Transition, UpdateStored
 from coordinator.store.store import ApiKey, Store, by_round
+from coordinator.store.tables import key_roles
 from shared.errors import AccessDenied, DataError, LlmOsError, RunNotFound
 from shared.files import digest_of
 from shared.types import DeviceId, PublicKey, RoundNumber, RunId
@@ -248,9 +249,44 @@ def test_a_token_is_spent_once_though_two_threads_race_for_it(store: Store) -> N
 # API keys
 
 
+def test_keys_from_before_there_were_roles_are_callers_and_can_be_rotated(store: Store) -> None:
+    store.add_key(KEY)
+    with store.database.writing() as connection:
+        connection.execute(key_roles.delete())
+    assert store.api_keys() == [KEY]
+    assert (KEY.role, KEY.scopes) == ("caller", {})
+    assert store.rotate_key("notes", prefix="p", secret_sha256="5" * 64, former_ends_at=9.0)
+    assert store.api_keys()[0].former_sha256 == KEY.secret_sha256
+
+
+def test_a_rotated_key_has_two_secrets_for_a_time_and_never_three(store: Store) -> None:
+    key = dataclasses.replace(KEY, role="operator", scopes={"models": ["a*"]}, priority=2)
+    store.add_key(key)
+    for number, former in ((1, "0" * 64), (2, "1" * 64)):
+        digest = str(number) * 64
+        assert store.rotate_key("notes", prefix="new", secret_sha256=digest, former_ends_at=7.0)
+        assert store.api_keys() == [
+            dataclasses.replace(
+                key, prefix="new", secret_sha256=digest, former_sha256=former, former_ends_at=7.0
+            )
+        ]
+    before = store.api_keys()
+    assert not store.rotate_key("nobody", prefix="x", secret_sha256="8" * 64, former_ends_at=7.0)
+    store.revoke_key("notes", now=5.0)
+    assert not store.rotate_key("notes", prefix="x", secret_sha256="8" * 64, former_ends_at=7.0)
+    assert store.api_keys() == [dataclasses.replace(before[0], revoked_at=5.0)]
+
+
 def test_a_key_is_kept_as_it_is_and_once(store: Store) -> None:
     other = dataclasses.replace(
-        KEY, name="a", secret_sha256="1" * 64, expires_at=9.0, priority=-3, public_cache=True
+        KEY,
+        name="a",
+        secret_sha256="1" * 64,
+        expires_at=9.0,
+        priority=-3,
+        public_cache=True,
+        role="auditor",
+        scopes={"models": ["a", "b*"], "tasks": ["classify"]},
     )
     store.add_key(KEY)
     store.add_key(other)
