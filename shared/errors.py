@@ -112,7 +112,8 @@ class AuditDamaged(StorageError):
     retryable = False
 
     def __init__(self, why: str, *, record: int) -> None:
-        super().__init__(f"record {record} of the audit log: {why}")
+        place = f"record {record} of the audit log" if record else "the audit log"
+        super().__init__(f"{place}: {why}")
         self.why = why
         self.record = record
 

@@ -18,8 +18,8 @@ import os
 import threading
 import time
 from array import array
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -112,6 +112,7 @@ class AuditLog:
         self._is_kept = True
         """Whether the newest checkpoint lies beside the log."""
         self._failed = False
+        """Whether bytes of a write that failed may still be there."""
         self._closed = threading.Event()
         with ExitStack() as stack:
             stack.enter_context(home_lock(folder))
@@ -190,7 +191,7 @@ class AuditLog:
     def _open(self) -> dict[str, int | bool] | None:
         """Read what is there; gives what was repaired, if anything was."""
         try:
-            kept = read_newest(self.folder)
+            kept = self._beside()
             if kept is not None and kept.key != self._identity.public:
                 raise AuditDamaged(
                     "the checkpoint beside the log is signed with another key than this "
@@ -198,8 +199,6 @@ class AuditLog:
                     record=kept.number + 1,
                 )
             return self._read(kept)
-        except (ConfigError, BadSignature) as err:
-            raise AuditDamaged(f"the checkpoint beside the log: {err}", record=0) from err
         except AuditDamaged as err:
             raise AuditDamaged(
                 f"{err.why}. Nothing was changed. Keep the evidence: move {self.folder} to another "
@@ -207,6 +206,12 @@ class AuditLog:
                 "begins a new one",
                 record=err.record,
             ) from err
+
+    def _beside(self) -> Checkpoint | None:
+        try:
+            return read_newest(self.folder)
+        except (ConfigError, BadSignature) as err:
+            raise AuditDamaged(f"the checkpoint beside it was altered: {err}", record=0) from err
 
     def _read(self, kept: Checkpoint | None) -> dict[str, int | bool] | None:
         if not self._path.exists():
@@ -272,15 +277,11 @@ class AuditLog:
     def _put(self, records: list[Record]) -> None:
         """Append records, all or none, on disk when this returns (U1, U2)."""
         lines = [record.to_line() for record in records]
-        try:
+        with _no_other_errors(self._path), disk_errors(self._path):
             self._check_end()
+            self._failed = True
             append_durably(self._path, b"".join(lines))
-        except OSError as err:
-            self._failed = True
-            raise StorageError(f"cannot write {self._path}: {err.strerror}") from err
-        except StorageError:
-            self._failed = True
-            raise
+            self._failed = False
         for line in lines:
             self._offsets.append(self._size)
             self._size += len(line)
@@ -301,7 +302,6 @@ class AuditLog:
             raise AuditDamaged(
                 f"somebody else has changed {self._path} while it was open", record=len(self)
             )
-        self._failed = False
 
     def _checkpoint(self) -> None:
         """As :meth:`checkpoint`, while ``_writing`` is held."""
@@ -331,3 +331,12 @@ class AuditLog:
                 # A clock that is set back must not put it off.
                 if since is not None and abs(self._now() - since) >= self._every_s:
                     self._try_checkpoint()
+
+
+@contextmanager
+def _no_other_errors(path: Path) -> Iterator[None]:
+    """Nobody who waits for a record may be left without an answer: every refusal is ours."""
+    try:
+        yield
+    except OSError as err:
+        raise StorageError(f"cannot write {path}: {err.strerror}") from err

@@ -188,8 +188,7 @@ def verify_log(
             if reading.torn and not written:
                 _refuse_torn(reading)
             if unreadable:
-                number = reading.last.number if reading.last is not None else 0
-                raise AuditDamaged(unreadable, record=number)
+                raise AuditDamaged(unreadable, record=0)
         except AuditDamaged as err:
             problem, bad = err.why, err.record
     last = reading.last
