@@ -196,9 +196,7 @@ def parse_line(line: bytes, *, number: int) -> Record:
             raise TypeError("number, time or facts are something else")
         if not (isinstance(previous, str) and _HASH.fullmatch(previous)):
             raise ValueError("the hash before it is none")
-        entry = Entry(
-            Action(fields["action"]), fields["actor"], fields["subject"], fields["facts"]
-        )
+        entry = Entry(Action(fields["action"]), fields["actor"], fields["subject"], fields["facts"])
         record = Record(claimed, at, entry, previous, fields["hash"])
         spelling = record.to_line()
     except (ValueError, TypeError, RecursionError) as err:
@@ -282,22 +280,28 @@ class Checkpoint:
         """Read what :meth:`to_line` wrote, and check the signature.
 
         Raises:
-            ConfigError: it is something else.
-            BadSignature: the signature is not that of the key in it.
+            ConfigError: it is something else, or not signed by the key in it.
         """
         try:
             head, version, number, at, digest, key, signature = line.strip().split(":")
             found = cls(
-                int(number), digest, int(at), parse_public("llmos-ed25519:" + key), _bytes_of(signature)
+                int(number),
+                digest,
+                int(at),
+                parse_public("llmos-ed25519:" + key),
+                _bytes_of(signature),
             )
             if (head, version) != (_LINE, "1") or found.to_line() != line.strip():
                 raise ValueError("another spelling")
             if not (_HASH.fullmatch(digest) and _is_count(found.number) and _is_count(found.at)):
                 raise ValueError("not a hash and two numbers")
-        except (ValueError, ConfigError) as err:
-            problem = f"{line.strip()[:80]!r} is none: it looks like {_LINE}:1:…"
+            found.check()
+        except (ValueError, ConfigError, BadSignature) as err:
+            problem = (
+                f"{line.strip()[:80]!r} is none, or was altered: a whole one looks like "
+                f"{_LINE}:1:… and is signed"
+            )
             raise ConfigError([problem], source="checkpoint") from err
-        found.check()
         return found
 
     def __repr__(self) -> str:

@@ -46,7 +46,7 @@ from coordinator.audit.verify import (
     read_newest,
 )
 from shared.crypto.identity import Identity
-from shared.errors import AuditDamaged, BadSignature, ConfigError, StorageError
+from shared.errors import AuditDamaged, ConfigError, StorageError
 from shared.files import append_durably, disk_errors, sync_folder, write_durably
 from shared.service import home_lock
 
@@ -210,7 +210,7 @@ class AuditLog:
     def _beside(self) -> Checkpoint | None:
         try:
             return read_newest(self.folder)
-        except (ConfigError, BadSignature) as err:
+        except ConfigError as err:
             raise AuditDamaged(f"the checkpoint beside it was altered: {err}", record=0) from err
 
     def _read(self, kept: Checkpoint | None) -> dict[str, int | bool] | None:

@@ -20,7 +20,7 @@ from typing import BinaryIO, Final
 
 from coordinator.audit.chain import MAX_LINE_BYTES, Action, Checkpoint, Record, read_record
 from shared.crypto.identity import fingerprint
-from shared.errors import AuditDamaged, BadSignature, ConfigError
+from shared.errors import AuditDamaged, ConfigError
 from shared.types import PublicKey
 
 LOG: Final = "log.jsonl"
@@ -209,7 +209,7 @@ def read_newest(folder: Path) -> Checkpoint | None:
     """The checkpoint that is kept beside the log; ``None`` if there is none.
 
     Raises:
-        ConfigError, BadSignature: the file was altered.
+        ConfigError: the file was altered.
         OSError: it cannot be read.
     """
     try:
@@ -265,7 +265,7 @@ def _refuse_torn(reading: Reading) -> None:
 def _beside(path: Path) -> tuple[Checkpoint | None, str]:
     try:
         return read_newest(path.parent), ""
-    except (ConfigError, BadSignature, OSError) as err:
+    except (ConfigError, OSError) as err:
         return None, f"the checkpoint beside it was altered: {err}"
 
 

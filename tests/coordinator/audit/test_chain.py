@@ -20,11 +20,10 @@ from coordinator.audit.chain import (
     parse_line,
     read_record,
 )
-from shared.errors import AuditDamaged, BadSignature, ConfigError
+from shared.errors import AuditDamaged, ConfigError
 from tests.support.audit_logs import (
     AT,
     ENTRIES,
-    IDENTITY,
     STRANGER,
     chain,
     entry,
@@ -54,7 +53,9 @@ def test_the_program_in_the_docs_agrees_on_every_hash(
     assert what_the_program_says(path) == ""
     lines = [record.to_line() for record in records]
     lines[-1] = lines[-1].replace(b'"hash":"', b'"hash":"0', 1)
-    assert what_the_program_says(write(folder, lines, newest)) == f"record {len(lines)} is not right"
+    assert (
+        what_the_program_says(write(folder, lines, newest)) == f"record {len(lines)} is not right"
+    )
 
 
 def test_the_longest_record_fits_its_line() -> None:
@@ -170,10 +171,10 @@ def test_a_line_that_was_altered_is_no_checkpoint() -> None:
     line = newest.to_line()
     for position in range(len(line)):
         other = "B" if line[position] != "B" else "C"
-        with pytest.raises((ConfigError, BadSignature)):
+        with pytest.raises(ConfigError, match="altered"):
             Checkpoint.from_line(line[:position] + other + line[position + 1 :])
     for other in ("", "x" * 10_000, line + ":", line[:-3], line.replace(":1:", ":01:", 1), "语"):
-        with pytest.raises((ConfigError, BadSignature)):
+        with pytest.raises(ConfigError, match="altered"):
             Checkpoint.from_line(other)
 
 
@@ -181,5 +182,5 @@ def test_the_program_is_as_short_as_it_is_said_to_be(tmp_path: Path) -> None:
     from tests.support.audit_logs import DOCS
 
     program = DOCS.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
-    assert len([line for line in program.splitlines() if line]) <= 25
+    assert len([line for line in program.splitlines() if line]) <= 27
     assert what_the_program_says(write(tmp_path, [], None)) == ""

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -200,7 +199,7 @@ def test_other_damage_is_refused_left_as_it_is_and_told_what_to_do_with(
     if damage == "checkpoint":
         (folder / NEWEST).write_text("llmos-audit-checkpoint:1:\n")
     before = path.read_bytes()
-    with pytest.raises(AuditDamaged, match="move .* to another place"):
+    with pytest.raises(AuditDamaged, match=r"move .* to another place"):
         opened(folder)
     assert path.read_bytes() == before
     if damage != "checkpoint":
@@ -246,7 +245,7 @@ def test_a_checkpoint_comes_in_time_where_nothing_more_happens(folder: Path) -> 
         log.record(entry(1))
         clock.at -= 1000  # set back, which must not put it off
         assert eventually(lambda: len(log) == 2)
-        assert eventually(lambda: (folder / NEWEST).exists())
+        assert eventually((folder / NEWEST).exists)
         newest = Checkpoint.from_line((folder / NEWEST).read_text())
         assert newest.number == 1
 
@@ -331,9 +330,29 @@ def test_a_log_that_somebody_else_changes_takes_no_more(folder: Path) -> None:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
+def home(tmp_path: Path) -> Path:
     Identity.create(tmp_path / "identity.key")
-    yield tmp_path
+    return tmp_path
+
+
+def live_until_killed(home: Path, told: Path, *, life: int, more: int) -> None:
+    """Let a process record until it was told that ``more`` records are on disk, and kill it."""
+    with told.open("ab") as out:
+        wanted = told.read_bytes().count(b"\n") + more
+        child = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.killed_audit", str(home), str(life)],
+            cwd=ROOT,
+            stdout=out,
+        )
+    try:
+        there = eventually(
+            lambda: told.read_bytes().count(b"\n") >= wanted or child.poll() is not None
+        )
+        assert there, "it records too slowly"
+        assert child.poll() is None, "it ended by itself"
+    finally:
+        child.kill()
+        child.wait()
 
 
 @pytest.mark.processes
@@ -341,22 +360,7 @@ def test_whatever_was_acknowledged_is_there_after_kill_9(home: Path) -> None:
     """From several threads, over several lives; the log opens every time, and tears are mended."""
     told = home / "acknowledged"
     for life in range(5):
-        with told.open("ab") as out:
-            before = told.read_bytes().count(b"\n")
-            child = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.killed_audit", str(home), str(life)],
-                cwd=ROOT,
-                stdout=out,
-            )
-        wanted = before + 3 + 41 * life
-        try:
-            assert eventually(
-                lambda n=wanted: told.read_bytes().count(b"\n") >= n or child.poll() is not None  # type: ignore[misc]
-            )
-            assert child.poll() is None, "it ended by itself"
-        finally:
-            child.kill()
-            child.wait()
+        live_until_killed(home, told, life=life, more=3 + 41 * life)
     acknowledged = dict(line.split() for line in told.read_text().splitlines())
     assert len(acknowledged) >= 3 + 41 * 4
     public = Identity.load(home / "identity.key")
