@@ -5,12 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import structlog
 
 from coordinator.api.app import Services, create_app
+from coordinator.audit.audited_store import AuditedStore, Written, catch_up
+from coordinator.audit.chain import Action, Entry, Fact
+from coordinator.audit.log import AuditLog
+from coordinator.audit.sink import COORDINATOR
 from coordinator.broker.embedded import EmbeddedBroker
 from coordinator.coordinator import Coordinator
 from coordinator.inference.answer_cache import AnswerCache, MemoryStore
@@ -22,7 +26,6 @@ from coordinator.inference.run_heads import run_heads
 from coordinator.inference.serve_texts import NO_ENCODER, serve_texts
 from coordinator.inference.serving_metrics import ServingMetrics
 from coordinator.registry.release_worker import release_maker
-from coordinator.store.store import Store
 from shared.actors import ActorLoop
 from shared.config import parse_address
 from shared.crypto.identity import Identity, fingerprint, format_public, parse_public
@@ -32,6 +35,7 @@ from shared.loopback import LOOPBACK, served
 from shared.models.model_worker import ModelWorker
 from shared.service import announced_ready, home_lock, secret_token, serve
 from shared.transport.mqtt import MqttTransport
+from shared.types import PublicKey
 from shared.wire.envelope import Post
 
 log = structlog.get_logger()
@@ -72,7 +76,7 @@ def run_coordinator(
             contradict each other.
         ModelError: a model is neither a folder with one nor written like a hub id.
         BrokerUnavailable: there is no broker and none can be started.
-        StorageError: the home cannot be used.
+        StorageError: the home cannot be used, or its audit log is damaged.
     """
     holder = parse_public(key_holder) if key_holder else None
     serving = serving or Serving()
@@ -86,8 +90,7 @@ def run_coordinator(
         desk = FrontDesk(engines, cache=answers, meter=metrics)
         metrics.watch(desk)
         identity = Identity.load_or_create(home / "identity.key")
-        store = Store(f"sqlite:///{home / 'store.db'}", home)
-        stack.callback(store.close)
+        audit, store = stack.enter_context(_audited_store(home, identity, holder))
         if broker:
             kind, (broker_host, broker_port) = "external", parse_address(broker)
         else:
@@ -133,6 +136,8 @@ def run_coordinator(
                 metrics=metrics,
                 metrics_token=secret_token(home / "metrics.token"),
                 texts=texts.services,
+                audit=audit,
+                read_audit=audit.page,
             )
         )
         listening = stack.enter_context(served(app, port, extra="coordinator"))
@@ -159,6 +164,27 @@ def _answer_cache(where: str) -> AnswerCache | None:
     if where == "none":
         return None
     return AnswerCache(MemoryStore() if where == "memory" else RedisStore(where))
+
+
+@contextmanager
+def _audited_store(
+    home: Path, identity: Identity, key_holder: PublicKey | None
+) -> Iterator[tuple[AuditLog, AuditedStore]]:
+    """The audit log and the store, which agree; beginning and end are written down."""
+    written = Written()
+    with AuditLog(home / "audit", identity, told=written.take) as audit:
+        store = AuditedStore(f"sqlite:///{home / 'store.db'}", home, audit=audit)
+        with closing(store):
+            facts: dict[str, Fact] = {"caught_up": catch_up(store, written, audit)}
+            del written  # it grows with the log
+            if key_holder is not None:
+                facts["key_holder"] = fingerprint(key_holder)
+            audit.record(Entry(Action.COORDINATOR_STARTED, COORDINATOR, "", facts))
+            audit.checkpoint()  # a log without any could be cut to nothing
+            try:
+                yield audit, store
+            finally:
+                audit.record(Entry(Action.COORDINATOR_STOPPED, COORDINATOR))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 
 from coordinator.api import problems
 from coordinator.api.access import Access
+from coordinator.api.audit import ReadAudit, audit_routes
 from coordinator.api.bodies import BoundedBodies
 from coordinator.api.chat import chat_routes
 from coordinator.api.collections import collection_routes
@@ -24,6 +25,8 @@ from coordinator.api.embeddings import embedding_routes
 from coordinator.api.keys import key_routes
 from coordinator.api.request_ids import RequestIds
 from coordinator.api.tasks import task_routes
+from coordinator.audit.chain import Action, Entry
+from coordinator.audit.sink import ADMIN, AuditSink, NoAudit, acting
 from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
 from coordinator.inference.front_desk import Caller, FrontDesk
 from coordinator.inference.serving_metrics import CONTENT_TYPE, ServingMetrics
@@ -61,6 +64,9 @@ class Services:
         metrics: Of serving; ``None`` shows none.
         metrics_token: Opens ``/metrics`` and nothing else; empty opens nothing.
         texts: Encoder, reader and collections, those that there are.
+        audit: Where it is written down what is asked for and changes no row by itself; the store
+            sees to the rest.
+        read_audit: A page of the audit log; ``None``: there is none.
     """
 
     store: Store
@@ -77,6 +83,8 @@ class Services:
     metrics: ServingMetrics | None = None
     metrics_token: str = ""
     texts: TextServices = dataclasses.field(default_factory=TextServices)
+    audit: AuditSink = dataclasses.field(default_factory=NoAudit)
+    read_audit: ReadAudit | None = None
 
 
 class NewRun(BaseModel):
@@ -132,9 +140,11 @@ def create_app(services: Services) -> FastAPI:
     )
     app.add_middleware(RequestIds)
 
-    def authorised(authorization: Annotated[str, Header()] = "") -> None:
+    # Not a plain function, which would set ``acting`` on a worker thread that is done with it.
+    async def authorised(authorization: Annotated[str, Header()] = "") -> None:
         if not access.is_admin(authorization):
             raise AccessDenied("show the admin token as 'Authorization: Bearer …'")
+        acting.set(ADMIN)
 
     async def caller_of(request: Request) -> Caller:
         """On whose behalf a language model is asked."""
@@ -155,6 +165,10 @@ def create_app(services: Services) -> FastAPI:
     app.include_router(_devices(services), prefix="/api/v1", dependencies=guarded)
     app.include_router(_runs(services), prefix="/api/v1", dependencies=guarded)
     app.include_router(key_routes(access), prefix="/api/v1", dependencies=guarded)
+    if services.read_audit is not None:
+        app.include_router(
+            audit_routes(services.read_audit), prefix="/api/v1", dependencies=guarded
+        )
     app.include_router(chat_routes(services, caller_of), prefix="/v1")
     for routes in (embedding_routes, task_routes, collection_routes):
         app.include_router(routes(services.texts), prefix="/v1", dependencies=[Depends(remembered)])
@@ -289,7 +303,9 @@ def _runs(services: Services) -> APIRouter:
     @router.post("/runs/{run}/stop", status_code=status.HTTP_202_ACCEPTED)
     def stop_run(run: str, body: Stop) -> dict[str, str]:
         """End a run; what it has learnt so far stays."""
-        services.stop_run(store.run(RunId(run)).run, body.reason)
+        name = store.run(RunId(run)).run
+        services.audit.record(Entry(Action.RUN_STOP_ASKED, acting.get(), name))
+        services.stop_run(name, body.reason)
         return {"run": run}
 
     return router

@@ -84,8 +84,7 @@ class Entry:
 
     Attributes:
         action: What was done.
-        actor: Who did it: ``admin``, the name of an API key, ``device:NAME``, ``key-holder``,
-            ``coordinator`` or ``command-line``.
+        actor: Who did it: ``admin``, ``device:NAME``, ``key-holder`` or ``coordinator``.
         subject: To what: a run, ``RUN/ROUND``, a device or a key; may be empty.
         facts: More about it; never a prompt, a secret, or what a single device did.
     """

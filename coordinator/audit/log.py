@@ -75,6 +75,7 @@ class AuditLog:
         folder: Path,
         identity: Identity,
         *,
+        told: Callable[[Record], None] = lambda _: None,
         now: Callable[[], float] = time.time,
         every_records: int = EVERY_RECORDS,
         every_s: float = EVERY_S,
@@ -84,6 +85,7 @@ class AuditLog:
         Args:
             folder: Of its own; the log and its checkpoint lie in it.
             identity: The coordinator's, which signs checkpoints.
+            told: Called with every record that is there already, oldest first.
             now: Seconds since the epoch.
             every_records: At most so many records without a checkpoint.
             every_s: At most so many seconds a record waits for one.
@@ -116,7 +118,7 @@ class AuditLog:
         self._closed = threading.Event()
         with ExitStack() as stack:
             stack.enter_context(home_lock(folder))
-            torn = self._open()
+            torn = self._open(told)
             self._held = stack.pop_all()
         if torn is not None:
             self.record(Entry(Action.REPAIRED, COORDINATOR, "", torn))
@@ -176,11 +178,12 @@ class AuditLog:
 
     def page(self, *, after: int, limit: int) -> list[Record]:
         """Up to ``limit`` records that follow number ``after``."""
-        with self._writing:
-            count = len(self._offsets)
-            if after >= count:
-                return []
-            start = self._offsets[after]
+        # Without a lock: a page need not wait for the disk that a record waits for, and an
+        # offset is there only when its record is.
+        count = len(self._offsets)
+        if after >= count:
+            return []
+        start = self._offsets[after]
         with self._path.open("rb") as file:
             file.seek(start)
             return [
@@ -188,7 +191,7 @@ class AuditLog:
                 for number in range(after + 1, min(after + limit, count) + 1)
             ]
 
-    def _open(self) -> dict[str, int | bool] | None:
+    def _open(self, told: Callable[[Record], None]) -> dict[str, int | bool] | None:
         """Read what is there; gives what was repaired, if anything was."""
         try:
             kept = self._beside()
@@ -198,7 +201,7 @@ class AuditLog:
                     "coordinator's",
                     record=kept.number + 1,
                 )
-            return self._read(kept)
+            return self._read(kept, told)
         except AuditDamaged as err:
             raise AuditDamaged(
                 f"{err.why}. Nothing was changed. Keep the evidence: move {self.folder} to another "
@@ -213,7 +216,9 @@ class AuditLog:
         except ConfigError as err:
             raise AuditDamaged(f"the checkpoint beside it was altered: {err}", record=0) from err
 
-    def _read(self, kept: Checkpoint | None) -> dict[str, int | bool] | None:
+    def _read(
+        self, kept: Checkpoint | None, told: Callable[[Record], None]
+    ) -> dict[str, int | bool] | None:
         if not self._path.exists():
             if kept is not None:
                 raise AuditDamaged("there is a checkpoint and no log", record=1)
@@ -222,13 +227,14 @@ class AuditLog:
             kept_ones = [kept] if kept is not None else []
             reading = Reading(file, key=self._identity.public, kept=kept_ones)
             start = 0
-            for _ in reading:
+            for record in reading:
                 self._offsets.append(start)
                 start = reading.end
+                told(record)
         completed = bool(reading.torn) and is_whole_but_its_end(reading)
         if completed:
             self._offsets.append(start)
-            reading.take(reading.torn + b"\n")
+            told(reading.take(reading.torn + b"\n"))
         elif reading.torn and is_altered_end(reading):
             raise AuditDamaged("its line end was altered", record=len(self._offsets) + 1)
         reading.check_kept()

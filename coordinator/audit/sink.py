@@ -14,7 +14,9 @@ from typing import Final, Protocol
 from coordinator.audit.chain import Action, Entry
 from shared.errors import LlmOsError, StorageError
 
+ADMIN: Final = "admin"
 COORDINATOR: Final = "coordinator"
+KEY_HOLDER: Final = "key-holder"
 
 acting: Final[ContextVar[str]] = ContextVar("acting", default=COORDINATOR)
 """On whose behalf this thread or request works; the API sets it."""
