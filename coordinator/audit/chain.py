@@ -100,7 +100,7 @@ class Entry:
         Raises:
             ValueError: something is too long, or no text, whole number or boolean.
         """
-        problems = [] if isinstance(self.action, Action) else [f"action {self.action!r}"]
+        problems = []
         if not self.actor or not _is_text(self.actor, MAX_ACTOR):
             problems.append("actor")
         if not _is_text(self.subject, MAX_TEXT):
@@ -110,7 +110,7 @@ class Entry:
         problems += [
             f"fact {name!r}"
             for name, value in self.facts.items()
-            if not (isinstance(name, str) and _FACT_NAME.fullmatch(name) and _is_fact(value))
+            if not (_FACT_NAME.fullmatch(name) and _is_fact(value))
         ]
         if problems:
             raise ValueError(f"not what a record may hold: {', '.join(problems)}")

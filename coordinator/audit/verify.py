@@ -179,7 +179,8 @@ def verify_log(
         raise ConfigError([f"{path}: {err.strerror}"], source="audit log") from err
     with file:
         reading = Reading(file, key=pinned, kept=kept)
-        problem, bad = None, None
+        problem: str | None = None
+        bad: int | None = None
         try:
             for record in reading:
                 if record.number % 1000 == 0:

@@ -13,7 +13,14 @@ from coordinator.audit.audited_store import AuditedStore, Written, catch_up
 from coordinator.audit.chain import Action, Entry
 from coordinator.audit.sink import NoAudit, acting, recorded
 from coordinator.audit.verify import LOG, records_of
-from coordinator.federation.rounds import AdapterApplied, Invited, Planned, RoundFailed, SumOpened
+from coordinator.federation.rounds import (
+    AdapterApplied,
+    Invited,
+    Planned,
+    RoundFailed,
+    SumOpened,
+    Transition,
+)
 from coordinator.store.store import ApiKey, Store
 from shared.crypto.sum_worker import SumWorker
 from shared.errors import AccessDenied, DataError, StorageError
@@ -91,13 +98,14 @@ def test_a_round_is_written_down_without_what_single_devices_did(trail: Trail) -
         DEEDS["add run"](store)
         first, second = RoundNumber(1), RoundNumber(2)
         result = AdapterApplied(DIGEST, True, "", {"": 0.5}, 0.7, DIGEST, saturated=0.25)
-        for number, transition in [
+        steps: list[tuple[RoundNumber, Transition]] = [
             (first, Planned(DIGEST)),
             (first, Invited(("attic", "kitchen"), 2.0)),
             (first, SumOpened(DIGEST, 2)),
             (first, result),
             (second, RoundFailed("\x00" + "long" * 99, "of a peer")),
-        ]:
+        ]
+        for number, transition in steps:
             store.commit(RUN, number, transition, now=2.0)
         store.add_milestone(RUN, "finished", {"adapter": DIGEST}, now=3.0)
         store.add_milestone(RUN, "finished", {"adapter": DIGEST}, now=4.0)

@@ -74,7 +74,6 @@ def test_the_longest_record_fits_its_line() -> None:
         {"subject": "a" * 129},
         {"subject": "two\nlines"},
         {"subject": "\ud800"},
-        {"action": "something-else"},
         {"facts": {f"fact_{chr(97 + n)}": 1 for n in range(13)}},
         {"facts": {"epsilon": 0.5}},
         {"facts": {"devices": None}},
