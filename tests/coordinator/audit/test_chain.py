@@ -125,6 +125,15 @@ def test_bytes_that_are_no_json_of_ours_are_refused(line: bytes) -> None:
         parse_line(line, number=1)
 
 
+def test_a_record_that_leaves_numbers_out_is_refused() -> None:
+    """Even where its hash is right and it names the one before."""
+    first = chained(None, entry(1), AT)
+    later = chained(dataclasses.replace(first, number=4), entry(2), AT)
+    with pytest.raises(AuditDamaged, match="it is numbered 5") as refused:
+        read_record(later.to_line(), after=first)
+    assert refused.value.record == 2
+
+
 def test_another_spelling_of_the_same_record_is_refused() -> None:
     record = chained(None, entry(1), AT)
     for other in (

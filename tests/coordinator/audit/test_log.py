@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.audit import log as log_module
-from coordinator.audit.chain import Action, Checkpoint, Entry
+from coordinator.audit.chain import Action, Checkpoint, Entry, chained
 from coordinator.audit.log import AuditLog
 from coordinator.audit.verify import LOG, NEWEST, records_of, verify_log
 from shared import files
 from shared.crypto.identity import Identity
 from shared.errors import AuditDamaged, StorageError
-from tests.support.audit_logs import ENTRIES, IDENTITY, STRANGER, chain, entry, write
+from tests.support.audit_logs import AT, ENTRIES, IDENTITY, STRANGER, chain, entry, write
 from tests.support.brokers import eventually
 
 ROOT = Path(__file__).parents[3]
@@ -162,7 +162,9 @@ def test_a_record_that_lacks_only_its_line_end_counts(folder: Path) -> None:
 def test_a_torn_end_is_not_repaired_when_something_else_is_wrong_too(folder: Path) -> None:
     records, newest = chain([entry(n) for n in range(4)], every=2)
     lines = [record.to_line() for record in records]
+    later = chained(records[-1], entry(9), AT).to_line()
     for broken in (
+        [*lines, later[:-1] + b"x"],  # no crash makes that of a line end
         [lines[0], lines[2], lines[3], lines[4][:50]],
         [*lines[:3], lines[3][:50]],  # cut below the checkpoint beside it
         [*lines[:-1], lines[-1][:-1] + b"x"],
