@@ -5,13 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Final
 
 import structlog
 
 from coordinator.api.app import Services, create_app
+from coordinator.audit.audited_store import AuditedStore, Written, catch_up
+from coordinator.audit.chain import Action, Entry, Fact
+from coordinator.audit.log import AuditLog
+from coordinator.audit.sink import COORDINATOR
 from coordinator.broker.embedded import EmbeddedBroker
 from coordinator.coordinator import Coordinator
 from coordinator.exposition import Exposition
@@ -26,7 +30,6 @@ from coordinator.inference.serve_texts import NO_ENCODER, serve_texts
 from coordinator.inference.serving_metrics import ServingMetrics
 from coordinator.registry.release_worker import release_maker
 from coordinator.store.database import store_url
-from coordinator.store.store import Store
 from shared.actors import ActorLoop
 from shared.config import parse_address
 from shared.crypto.identity import Identity, fingerprint, format_public, parse_public
@@ -36,6 +39,7 @@ from shared.loopback import LOOPBACK, served
 from shared.models.model_worker import ModelWorker
 from shared.service import announced_ready, home_lock, secret_token, serve
 from shared.transport.mqtt import MqttTransport
+from shared.types import PublicKey
 from shared.wire.envelope import Post
 
 log = structlog.get_logger()
@@ -80,7 +84,7 @@ def run_coordinator(
             contradict each other.
         ModelError: a model is neither a folder with one nor written like a hub id.
         BrokerUnavailable: there is no broker and none can be started.
-        StorageError: the home or the store cannot be used.
+        StorageError: the home or the store cannot be used, or the audit log is damaged.
     """
     holder = parse_public(key_holder) if key_holder else None
     rows_at = store_url(store_at, home)
@@ -96,9 +100,7 @@ def run_coordinator(
         desk = FrontDesk(engines, cache=answers, meter=metrics)
         metrics.watch(desk)
         identity = Identity.load_or_create(home / "identity.key")
-        store = Store(rows_at, home)
-        stack.callback(store.close)
-        stack.enter_context(store.database.claimed())
+        audit, store = stack.enter_context(_audited_store(rows_at, home, identity, holder))
         if broker:
             kind, (broker_host, broker_port) = "external", parse_address(broker)
         else:
@@ -151,6 +153,8 @@ def run_coordinator(
                 metrics=exposition,
                 metrics_token=secret_token(home / "metrics.token"),
                 texts=texts.services,
+                audit=audit,
+                read_audit=audit.page,
             )
         )
         listening = stack.enter_context(served(app, port, extra="coordinator"))
@@ -180,6 +184,27 @@ def _answer_cache(where: str) -> AnswerCache | None:
     if where == "none":
         return None
     return AnswerCache(MemoryStore() if where == "memory" else RedisStore(where))
+
+
+@contextmanager
+def _audited_store(
+    url: str, home: Path, identity: Identity, key_holder: PublicKey | None
+) -> Iterator[tuple[AuditLog, AuditedStore]]:
+    """The audit log and the store, which agree; beginning and end are written down."""
+    written = Written()
+    with AuditLog(home / "audit", identity, told=written.take) as audit:
+        store = AuditedStore(url, home, audit=audit)
+        with closing(store), store.database.claimed():
+            facts: dict[str, Fact] = {"caught_up": catch_up(store, written, audit)}
+            del written  # it grows with the log
+            if key_holder is not None:
+                facts["key_holder"] = fingerprint(key_holder)
+            audit.record(Entry(Action.COORDINATOR_STARTED, COORDINATOR, "", facts))
+            audit.checkpoint()  # a log without any could be cut to nothing
+            try:
+                yield audit, store
+            finally:
+                audit.record(Entry(Action.COORDINATOR_STOPPED, COORDINATOR))
 
 
 @contextmanager

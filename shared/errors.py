@@ -6,6 +6,7 @@
     ├── DataError                a data file or example store cannot be used as it is
     ├── ModelError               a base model is unknown, absent or not the one that was pinned
     ├── StorageError             the disk refused: full, read-only or damaged
+    │   └── AuditDamaged           the audit log was altered, cut, or broke other than at its torn end
     ├── BrokerUnavailable        no MQTT broker answers where one was expected
     ├── CoordinatorUnavailable   no coordinator answers where one was expected
     ├── ChildDied                a worker process ended before it answered
@@ -103,6 +104,19 @@ class StorageError(LlmOsError):
 
     code = "storage"
     retryable = True
+
+
+class AuditDamaged(StorageError):
+    """The audit log was altered, cut, or broke other than at its torn last record."""
+
+    code = "storage.audit"
+    retryable = False
+
+    def __init__(self, why: str, *, record: int) -> None:
+        place = f"record {record} of the audit log" if record else "the audit log"
+        super().__init__(f"{place}: {why}")
+        self.why = why
+        self.record = record
 
 
 class BrokerUnavailable(LlmOsError):

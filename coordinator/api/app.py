@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.api import problems
 from coordinator.api.access import Access
+from coordinator.api.audit import ReadAudit, audit_routes
 from coordinator.api.chat import chat_routes
 from coordinator.api.collections import collection_routes
 from coordinator.api.embeddings import embedding_routes
@@ -27,6 +28,8 @@ from coordinator.api.openapi_document import openapi_document
 from coordinator.api.request_ids import RequestIds
 from coordinator.api.roles import unlisted
 from coordinator.api.tasks import task_routes
+from coordinator.audit.chain import Action, Entry
+from coordinator.audit.sink import AuditSink, NoAudit, acting
 from coordinator.exposition import CONTENT_TYPE, Exposition
 from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
 from coordinator.inference.front_desk import FrontDesk
@@ -64,6 +67,9 @@ class Services:
         metrics: For Prometheus; ``None`` shows none.
         metrics_token: Opens ``/metrics`` and nothing else; empty opens nothing.
         texts: Encoder, reader and collections, those that there are.
+        audit: Where it is written down what is asked for and changes no row by itself; the store
+            sees to the rest.
+        read_audit: A page of the audit log; ``None``: there is none.
     """
 
     store: Store
@@ -80,6 +86,8 @@ class Services:
     metrics: Exposition | None = None
     metrics_token: str = ""
     texts: TextServices = dataclasses.field(default_factory=TextServices)
+    audit: AuditSink = dataclasses.field(default_factory=NoAudit)
+    read_audit: ReadAudit | None = None
 
 
 class NewRun(BaseModel):
@@ -135,6 +143,8 @@ def create_app(services: Services) -> FastAPI:
     app.include_router(_health(services))
     for router in (_joining(services), _devices(services), _runs(services), key_routes(access)):
         app.include_router(router, prefix="/api/v1")
+    if services.read_audit is not None:
+        app.include_router(audit_routes(services.read_audit), prefix="/api/v1")
     app.include_router(chat_routes(services), prefix="/v1")
     for routes in (embedding_routes, task_routes, collection_routes):
         app.include_router(routes(services.texts), prefix="/v1")
@@ -270,7 +280,9 @@ def _runs(services: Services) -> APIRouter:
     @router.post("/runs/{run}/stop", status_code=status.HTTP_202_ACCEPTED)
     def stop_run(run: str, body: Stop) -> dict[str, str]:
         """End a run; what it has learnt so far stays."""
-        services.stop_run(store.run(RunId(run)).run, body.reason)
+        name = store.run(RunId(run)).run
+        services.audit.record(Entry(Action.RUN_STOP_ASKED, acting.get(), name))
+        services.stop_run(name, body.reason)
         return {"run": run}
 
     return router

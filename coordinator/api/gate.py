@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from coordinator.api import openai_errors, problems
 from coordinator.api.access import Principal
 from coordinator.api.roles import Allowance, Role, allowance
+from coordinator.audit.sink import acting
 from shared.errors import AccessDenied, NotPermitted
 
 log = structlog.get_logger()
@@ -76,6 +77,8 @@ class Gate:
             if refused is not None:
                 await refused(scope, receive, send)
                 return
+            assert principal is not None
+            acting.set(principal.caller.name)  # a request has a context of its own
         state = {**scope.get("state", {}), "principal": principal}
         body = _bounded(receive, allowed.body_bytes, self._monotonic)
         await self._app({**scope, "state": state}, body, send)

@@ -89,6 +89,7 @@ PERMISSIONS: Final = (
     Permission("POST", "/api/v1/keys", _ADMIN),
     Permission("DELETE", "/api/v1/keys/{name}", _ADMIN),
     Permission("POST", "/api/v1/keys/{name}/rotate", _ADMIN),
+    Permission("GET", "/api/v1/audit", _AUDITING),
     Permission("GET", "/api/v1/openapi.json", _READING | _AUDITING),
     Permission("GET", "/v1/models", _LISTING),
     Permission("GET", "/v1/models/{model:path}", _LISTING),

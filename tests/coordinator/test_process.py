@@ -17,6 +17,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from coordinator.audit.verify import LOG, Verdict, records_of, verify_log
+from shared.crypto.identity import parse_public
 from shared.loopback import served
 from tests.support.brokers import eventually, mosquitto_or_skip
 from tests.support.postgres import empty_schema
@@ -87,7 +89,7 @@ def test_it_answers_as_soon_as_it_says_that_it_is_ready(tmp_path: Path) -> None:
         url = up.ready["url"]
         answer = httpx.get(f"{url}/metrics", headers=scraper, trust_env=False)
         assert "# TYPE llmos_queue_depth gauge" in answer.text
-        assert httpx.get(f"{url}/v1/models", headers=scraper, trust_env=False).status_code == 401
+        assert httpx.get(f"{url}/v1/models", headers=scraper, trust_env=False).status_code == 403
         assert up.ready["pid"] == up.process.pid
         second = subprocess.run(
             command(up.home), cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
@@ -172,6 +174,56 @@ def test_its_children_end_with_it(tmp_path: Path, number: signal.Signals) -> Non
         assert eventually(lambda: not any(child.alive for child in children)), children
         assert up.process.returncode == (0 if number != signal.SIGKILL else -number)
         assert (up.home / "ready.json").exists() == (number == signal.SIGKILL)
+
+
+def test_its_audit_log_is_whole_while_it_works_after_a_kill_and_after_it_ended(
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "home"
+
+    def post(up: Up, path: str, body: dict[str, Any]) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {(home / 'admin.token').read_text()}"}
+        url = up.ready["url"] + "/api/v1" + path
+        return httpx.post(url, json=body, headers=headers, trust_env=False, timeout=60)
+
+    def verify() -> Verdict:
+        return verify_log(home / "audit" / LOG, key=parse_public(up.ready["public_key"]))
+
+    with running(home) as up:
+        assert post(up, "/keys", {"name": "notes"}).status_code == 201
+        assert verify().whole
+        up.process.kill()
+        up.process.wait()
+    (home / "ready.json").unlink()
+    with running(home) as up:
+        assert post(up, "/devices/tokens", {"valid_s": 60}).status_code == 201
+        headers = {"Authorization": f"Bearer {(home / 'admin.token').read_text()}"}
+        url = up.ready["url"] + "/api/v1/audit"
+        page = httpx.get(url, headers=headers, trust_env=False, timeout=60).json()
+        shown = [record["action"] for record in page["records"]]
+        os.kill(up.process.pid, signal.SIGTERM)
+        assert eventually(lambda: up.process.poll() is not None)
+        assert up.process.returncode == 0
+    verdict = verify()
+    assert verdict.whole
+    assert verdict.uncovered == 0, "an orderly end is signed"
+    told = [str(record.entry.action) for record in records_of(home / "audit" / LOG)]
+    assert told[: len(shown)] == shown
+    actions = [action for action in told if action != "audit-checkpoint"]
+    assert actions == [
+        *("coordinator-started", "key-made"),
+        *("coordinator-started", "token-made", "coordinator-stopped"),
+    ]
+    # What was changed meanwhile keeps it from starting, and stays as it is.
+    path = home / "audit" / LOG
+    path.write_bytes(changed := path.read_bytes().replace(b'"notes"', b'"mouse"'))
+    refused = subprocess.run(
+        command(home), cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert refused.returncode == 1
+    assert "record 3 of the audit log" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert path.read_bytes() == changed
 
 
 def test_a_broker_that_dies_is_started_again_on_the_same_port(tmp_path: Path) -> None:

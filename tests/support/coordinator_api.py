@@ -67,6 +67,7 @@ class Api:
                 adapter_of=lambda _: b"",
                 metrics=exposition,
                 metrics_token=SCRAPER,
+                read_audit=lambda *, after, limit: [],
                 texts=texts or TextServices(),
             )
         )
