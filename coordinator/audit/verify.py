@@ -166,8 +166,8 @@ def verify_log(
         ConfigError: there is no such file, or ``against`` is by another key than ``key``.
     """
     if against is not None and key is not None and against.key != key:
-        problem = f"it is signed by {fingerprint(against.key)}, and not by {fingerprint(key)}"
-        raise ConfigError([problem], source="checkpoint")
+        mistake = f"it is signed by {fingerprint(against.key)}, and not by {fingerprint(key)}"
+        raise ConfigError([mistake], source="checkpoint")
     pinned = key or (against.key if against is not None else None)
     # Read before the log, which only grows: what it promises is there by then.
     beside, unreadable = _beside(path)

@@ -179,6 +179,44 @@ def test_what_was_written_down_and_cannot_be_done_is_said_not_to_be_done(
         assert trail.caught_up == [0, 0]
 
 
+def test_what_was_said_not_to_be_done_and_was_is_found_by_the_next_start(
+    trail: Trail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_key = Store.add_key
+
+    def fails_late(store: Store, key: ApiKey) -> None:
+        add_key(store, key)
+        raise StorageError("the row is there, but the answer is lost")
+
+    with closing(open_store(trail)) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "add_key", fails_late)
+            with pytest.raises(StorageError):
+                store.add_key(KEY)
+        trail.kill()
+    for _ in range(2):
+        with closing(open_store(trail)):
+            pass
+    assert trail.caught_up == [0, 1, 0]
+    assert [action for _, action, _ in trail.told()] == ["key-made", "not-done", "key-made"]
+
+
+def test_a_store_that_was_put_back_to_an_older_state_undoes_nothing_in_the_log(
+    trail: Trail,
+) -> None:
+    """What was asked for before the last start had been compared then."""
+    with closing(open_store(trail)) as store:
+        for do in DEEDS.values():
+            do(store)
+    with closing(open_store(trail)):
+        pass
+    for file in trail.folder.glob("store.db*"):
+        file.unlink()
+    with closing(open_store(trail)):
+        assert trail.caught_up == [0, 0, 0]
+    assert trail.told() == ALL
+
+
 def test_a_bug_in_what_is_done_is_written_down_too() -> None:
     written: list[Entry] = []
 
