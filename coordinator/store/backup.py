@@ -221,9 +221,12 @@ def make_backup(
         raise DataError(f"{target} exists already: choose another name for the backup")
     identity = Identity.load(home / "identity.key").public
     try:
-        with appearing_file(target, mode=0o600) as file:
+        with appearing_file(target, mode=0o600) as file, contextlib.ExitStack() as spools:
             archive = ArchiveWriter(file)
-            rows, revision = _copied(database, home, archive, target.parent, watch)
+            # Beside the backup, and without a name: rows hold what not everybody may read.
+            rows, revision = _copied(
+                database, home, archive, lambda: spools.enter_context(_spool(target.parent)), watch
+            )
             for name in SMALL_FILES:
                 with contextlib.suppress(Vanished):  # a coordinator that has sent nothing yet
                     archive.add_file(name, home / name)
@@ -231,7 +234,6 @@ def make_backup(
                 size = frames.tell()
                 frames.seek(0)
                 archive.add_stream(f"rows/{table}", cast("BinaryIO", frames), size)
-                frames.close()
             manifest = Manifest(
                 format=FORMAT,
                 revision=revision,
@@ -265,12 +267,20 @@ _Taken = dict[str, tuple[tuple[str, ...], int, IO[bytes]]]
 """Table → its columns, how many rows, and the rows as frames."""
 
 
+def _spool(folder: Path) -> contextlib.AbstractContextManager[IO[bytes]]:
+    return tempfile.SpooledTemporaryFile(_SPOOLED, dir=folder)
+
+
 def _copied(
-    database: Database, home: Path, archive: ArchiveWriter, beside: Path, watch: Watch
+    database: Database,
+    home: Path,
+    archive: ArchiveWriter,
+    spool: Callable[[], IO[bytes]],
+    watch: Watch,
 ) -> tuple[_Taken, str]:
     """Rows of one moment, after all files were copied that they name (K1)."""
     for _ in range(_TRIES):
-        rows, named, revision = _snapshot(database, beside)
+        rows, named, revision = _snapshot(database, spool)
         needed, missing = named.files(), []
         for number, (name, digest) in enumerate(needed.items()):
             watch("copying", number, len(needed))
@@ -283,15 +293,13 @@ def _copied(
             _add_other_blobs(home, archive)
             _add_collections(home, archive)
             return rows, revision
-        for _, _, frames in rows.values():
-            frames.close()
     raise DataError(
         "the coordinator lacks files that its rows name, or they are damaged:\n"
         + "\n".join(f"  - {name}" for name in missing)
     )
 
 
-def _snapshot(database: Database, beside: Path) -> tuple[_Taken, _Named, str]:
+def _snapshot(database: Database, spool: Callable[[], IO[bytes]]) -> tuple[_Taken, _Named, str]:
     taken: _Taken = {}
     named = _Named()
     with database.snapshot() as connection:
@@ -306,8 +314,7 @@ def _snapshot(database: Database, beside: Path) -> tuple[_Taken, _Named, str]:
         for table in KEPT:
             columns = [column for column in table.columns if column.name != "id"]
             names = tuple(column.name for column in columns)
-            # Beside the backup, and without a name: rows hold what not everybody may read.
-            frames = tempfile.SpooledTemporaryFile(_SPOOLED, dir=beside)  # noqa: SIM115
+            frames = spool()
             count = 0
             query = sa.select(*columns).order_by(*table.primary_key.columns)
             for row in connection.execution_options(yield_per=_BATCH).execute(query):
@@ -497,7 +504,7 @@ def sequence_after(kept: int, *, now: float) -> int:
     1 or follows from the clock: by ``now`` none can have reached the next one that does. So a
     backup may be restored as often as one likes, as long as clocks do not go back.
     """
-    return max(kept, math.ceil(now) * _PER_SECOND)
+    return max(kept, math.ceil(now * _PER_SECOND))
 
 
 def _insert(connection: sa.Connection, name: str, archive: ArchiveReader, rows: _Rows) -> None:
