@@ -37,7 +37,22 @@ _GRAPHS = {
     "coordinator/registry/reader_import.py",
     "coordinator/registry/quantisation.py",
 }
+_ROWS = {
+    "coordinator/store/backup.py",
+    "coordinator/store/database.py",
+    "coordinator/store/migrations/__init__.py",
+    "coordinator/store/migrations/versions/r0003_devices_runs_rounds.py",
+    "coordinator/store/migrations/versions/r0004_api_keys.py",
+    "coordinator/store/store.py",
+    "coordinator/store/tables.py",
+}
 HOMES = {
+    "alembic": {
+        "coordinator/store/migrations/__init__.py",
+        "coordinator/store/migrations/versions/r0003_devices_runs_rounds.py",
+        "coordinator/store/migrations/versions/r0004_api_keys.py",
+        "coordinator/store/migrations/versions/r0005_signpost.py",
+    },
     "amqtt": {"coordinator/broker/amqtt_main.py"},
     "dp_accounting": {"sim/bench/accountant.py"},
     "jinja2": {"coordinator/inference/engine_text.py", "sim/html_report.py"},
@@ -56,11 +71,12 @@ HOMES = {
     },
     "paho": {"shared/transport/mqtt.py"},
     "pgvector": {"coordinator/retrieval/postgres_vectors.py"},
-    "psycopg": {"coordinator/retrieval/postgres_vectors.py"},
+    "psycopg": {"coordinator/retrieval/postgres_vectors.py", "coordinator/store/database.py"},
     "pyarrow": {"coordinator/retrieval/lance_vectors.py"},
     "peft": {"shared/models/pytorch.py"},
     "prometheus_client": {"coordinator/exposition.py"},
     "redis": {"coordinator/inference/redis_store.py"},
+    "sqlalchemy": _ROWS,
     "starlette": {
         "coordinator/api/answering.py",
         "coordinator/api/gate.py",

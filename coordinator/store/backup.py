@@ -11,7 +11,8 @@
     K6  a restored coordinator never uses a sequence number again, whatever it has signed since the
         backup was made: devices and key holder refuse what is not newer than the last
 
-Rows come first and files after them, for a row names a file only when that is on disk, and stays:
+The audit log comes first, so that it lacks rows and never has more than they: the next start writes
+down what it lacks. Rows come then and files after them, for a row names a file only when that is on disk, and stays:
 adapters, moments and probe sets are never deleted. The exceptions are what a round needs until it
 is over: its spooled updates, its key and its opened sums. So these may be deleted between the two
 steps, but only after a row was committed which says that the round is over; rows are then read
@@ -33,6 +34,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 import sqlalchemy as sa
 
+from coordinator.audit.verify import LOG, NEWEST
 from coordinator.store.archive import (
     MANIFEST,
     ArchiveReader,
@@ -68,7 +70,11 @@ SMALL_FILES: Final = (
 )
 """Files in the home that a coordinator cannot go on without, or whose secrets others rely on."""
 
-FOLDERS: Final = ("blobs", "updates", "collections")
+AUDIT: Final = (f"audit/{NEWEST}", f"audit/{LOG}")
+"""The newest checkpoint before the log: a log that ends before its checkpoint looks cut. What is
+written meanwhile is beyond both, and a record of which a part was copied is cut off at the start."""
+
+FOLDERS: Final = ("blobs", "updates", "collections", "audit")
 
 LEFT_OUT: Final = ("broker", "lock", "models", "probe-features", "ready.json")
 """What is made anew when it is needed. Rows (``store.db`` and its companions) are not copied as
@@ -83,7 +89,7 @@ _PER_SECOND: Final = 2**20
 """More messages than any coordinator signs in a second, by three orders of magnitude."""
 
 _NAMES: Final = re.compile(
-    r"(?:" + "|".join(map(re.escape, SMALL_FILES)) + r")"
+    r"(?:" + "|".join(map(re.escape, (*SMALL_FILES, *AUDIT))) + r")"
     r"|blobs/[0-9a-f]{64}"
     r"|updates/[^/]+/[0-9]+/[^/]+"
     r"|collections/.+"
@@ -221,9 +227,15 @@ def make_backup(
         raise DataError(f"{target} exists already: choose another name for the backup")
     identity = Identity.load(home / "identity.key").public
     try:
-        with appearing_file(target, mode=0o600) as file:
+        with appearing_file(target, mode=0o600) as file, contextlib.ExitStack() as spools:
             archive = ArchiveWriter(file)
-            rows, revision = _copied(database, home, archive, target.parent, watch)
+            for name in AUDIT:
+                with contextlib.suppress(Vanished):  # a coordinator that has never started
+                    archive.add_file(name, home / name)
+            # Beside the backup, and without a name: rows hold what not everybody may read.
+            rows, revision = _copied(
+                database, home, archive, lambda: spools.enter_context(_spool(target.parent)), watch
+            )
             for name in SMALL_FILES:
                 with contextlib.suppress(Vanished):  # a coordinator that has sent nothing yet
                     archive.add_file(name, home / name)
@@ -231,7 +243,6 @@ def make_backup(
                 size = frames.tell()
                 frames.seek(0)
                 archive.add_stream(f"rows/{table}", cast("BinaryIO", frames), size)
-                frames.close()
             manifest = Manifest(
                 format=FORMAT,
                 revision=revision,
@@ -265,12 +276,20 @@ _Taken = dict[str, tuple[tuple[str, ...], int, IO[bytes]]]
 """Table → its columns, how many rows, and the rows as frames."""
 
 
+def _spool(folder: Path) -> contextlib.AbstractContextManager[IO[bytes]]:
+    return tempfile.SpooledTemporaryFile(_SPOOLED, dir=folder)
+
+
 def _copied(
-    database: Database, home: Path, archive: ArchiveWriter, beside: Path, watch: Watch
+    database: Database,
+    home: Path,
+    archive: ArchiveWriter,
+    spool: Callable[[], IO[bytes]],
+    watch: Watch,
 ) -> tuple[_Taken, str]:
     """Rows of one moment, after all files were copied that they name (K1)."""
     for _ in range(_TRIES):
-        rows, named, revision = _snapshot(database, beside)
+        rows, named, revision = _snapshot(database, spool)
         needed, missing = named.files(), []
         for number, (name, digest) in enumerate(needed.items()):
             watch("copying", number, len(needed))
@@ -283,15 +302,13 @@ def _copied(
             _add_other_blobs(home, archive)
             _add_collections(home, archive)
             return rows, revision
-        for _, _, frames in rows.values():
-            frames.close()
     raise DataError(
         "the coordinator lacks files that its rows name, or they are damaged:\n"
         + "\n".join(f"  - {name}" for name in missing)
     )
 
 
-def _snapshot(database: Database, beside: Path) -> tuple[_Taken, _Named, str]:
+def _snapshot(database: Database, spool: Callable[[], IO[bytes]]) -> tuple[_Taken, _Named, str]:
     taken: _Taken = {}
     named = _Named()
     with database.snapshot() as connection:
@@ -306,8 +323,7 @@ def _snapshot(database: Database, beside: Path) -> tuple[_Taken, _Named, str]:
         for table in KEPT:
             columns = [column for column in table.columns if column.name != "id"]
             names = tuple(column.name for column in columns)
-            # Beside the backup, and without a name: rows hold what not everybody may read.
-            frames = tempfile.SpooledTemporaryFile(_SPOOLED, dir=beside)  # noqa: SIM115
+            frames = spool()
             count = 0
             query = sa.select(*columns).order_by(*table.primary_key.columns)
             for row in connection.execution_options(yield_per=_BATCH).execute(query):
@@ -497,7 +513,7 @@ def sequence_after(kept: int, *, now: float) -> int:
     1 or follows from the clock: by ``now`` none can have reached the next one that does. So a
     backup may be restored as often as one likes, as long as clocks do not go back.
     """
-    return max(kept, math.ceil(now) * _PER_SECOND)
+    return max(kept, math.ceil(now * _PER_SECOND))
 
 
 def _insert(connection: sa.Connection, name: str, archive: ArchiveReader, rows: _Rows) -> None:

@@ -18,6 +18,7 @@ import pytest
 from fastapi import FastAPI
 
 from coordinator.audit.verify import LOG, Verdict, records_of, verify_log
+from coordinator.store.backup import FOLDERS, LEFT_OUT, SMALL_FILES
 from shared.crypto.identity import parse_public
 from shared.loopback import served
 from tests.support.brokers import eventually, mosquitto_or_skip
@@ -122,6 +123,36 @@ def test_rows_may_be_kept_in_postgresql_and_its_password_is_kept_to_ourselves(
                 shown += [json.dumps(up.ready), (tmp_path / "log").read_text()]
                 assert not any(secret in text for text in shown)
         assert not list(home.glob("store.db*"))
+
+
+def test_it_is_backed_up_while_it_runs_and_restored_as_itself(tmp_path: Path) -> None:
+    llmos = [sys.executable, "-m", "shared.command_line"]
+    home, new, file = tmp_path / "home", tmp_path / "new", tmp_path / "backup.tar"
+    with running(home) as up:
+        there = {path.name for path in home.iterdir() if not path.name.startswith("store.db")}
+        known = {*SMALL_FILES, *FOLDERS, *LEFT_OUT}
+        assert there <= known, "is it to be in a backup, or not?"
+        headers = {"Authorization": f"Bearer {(home / 'admin.token').read_text()}"}
+        url = up.ready["url"] + "/api/v1/keys"
+        body = {"name": "notes", "days": None, "priority": 0}
+        assert httpx.post(url, json=body, headers=headers, trust_env=False).is_success
+        subprocess.run([*llmos, "backup", file, "--home", home], cwd=ROOT, check=True, timeout=120)
+        public = up.ready["public_key"]
+        refused = subprocess.run(
+            [*llmos, "restore", file, "--home", home],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert "another process works in" in refused.stderr
+    subprocess.run([*llmos, "restore", file, "--home", new], cwd=ROOT, check=True, timeout=120)
+    with running(new) as up:
+        assert up.ready["public_key"] == public
+        url = up.ready["url"] + "/api/v1/keys"  # and the token is the same
+        listed = httpx.get(url, headers=headers, trust_env=False).json()
+        assert [key["name"] for key in listed] == ["notes"]
 
 
 def test_models_of_texts_answer_and_end_with_it(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import itertools
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -19,8 +20,21 @@ _numbers: Final = itertools.count(1)
 
 
 @contextlib.contextmanager
-def running_postgres(folder: Path) -> Iterator[str]:
-    """URL of a server that ends with this; skips where the package is not installed."""
+def running_postgres() -> Iterator[str]:
+    """URL of a server that ends with this; skips where the package is not installed.
+
+    Not in pytest's folders: every other run of it takes the right to enter them from the user
+    that root's server runs as.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="llmos-postgres-", ignore_cleanup_errors=True) as folder,
+        _server_in(Path(folder)) as url,
+    ):
+        yield url
+
+
+@contextlib.contextmanager
+def _server_in(folder: Path) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         # The package asks for the user's runtime folder, and warns where there is none.
         (folder / "runtime").mkdir(mode=0o700)

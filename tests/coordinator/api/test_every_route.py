@@ -34,7 +34,9 @@ MAY: dict[Role, Callable[[str, str], bool]] = {
     Role.VIEWER: lambda method, path: (
         method == "GET" and not path.startswith((KEYS, "/metrics", "/v1/collections"))
     ),
-    Role.AUDITOR: lambda method, path: method == "GET" and path in {KEYS, "/api/v1/openapi.json"},
+    Role.AUDITOR: lambda method, path: (
+        method == "GET" and path in {KEYS, "/api/v1/audit", "/api/v1/openapi.json"}
+    ),
     Role.CALLER: lambda method, path: path.startswith("/v1/"),
     Role.DEVICE: lambda method, path: False,
     Role.METRICS: lambda method, path: path == "/metrics",
