@@ -30,7 +30,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final, cast
+from typing import IO, Any, BinaryIO, Final, cast
 
 import sqlalchemy as sa
 
@@ -44,7 +44,7 @@ from coordinator.store.archive import (
     is_harmless,
 )
 from coordinator.store.database import Database, store_url
-from coordinator.store.migrations import build, newest_revision, revision_of, revisions
+from coordinator.store.migrations import Scripts, build, newest_revision, revision_of, revisions
 from coordinator.store.tables import KEPT
 from shared.config import Table, read_json
 from shared.crypto.identity import Identity
@@ -55,9 +55,6 @@ from shared.types import PublicKey
 from shared.wire import codec
 from shared.wire.envelope import claimed_sender, open_sealed
 from shared.wire.messages import KeyAnnouncement
-
-if TYPE_CHECKING:
-    from alembic.script import ScriptDirectory
 
 FORMAT: Final = 1
 
@@ -276,8 +273,8 @@ _Taken = dict[str, tuple[tuple[str, ...], int, IO[bytes]]]
 """Table → its columns, how many rows, and the rows as frames."""
 
 
-def _spool(folder: Path) -> contextlib.AbstractContextManager[IO[bytes]]:
-    return tempfile.SpooledTemporaryFile(_SPOOLED, dir=folder)
+def _spool(folder: Path) -> IO[bytes]:
+    return tempfile.SpooledTemporaryFile(_SPOOLED, dir=str(folder))
 
 
 def _copied(
@@ -376,7 +373,7 @@ def restore_backup(
     source: Path,
     now: float,
     watch: Watch = lambda *_: None,
-    known: ScriptDirectory | None = None,
+    known: Scripts | None = None,
 ) -> Summary:
     """Make a coordinator out of a backup, after all of it was checked (K3 to K6).
 
@@ -454,7 +451,7 @@ def _restore(
     *,
     now: float,
     watch: Watch,
-    known: ScriptDirectory | None,
+    known: Scripts | None,
 ) -> None:
     """Write files and rows; the folder gets its name last, but before rows are committed."""
     with contextlib.ExitStack() as stack:
@@ -533,7 +530,7 @@ def _insert(connection: sa.Connection, name: str, archive: ArchiveReader, rows: 
 
 
 def _checked(
-    source: Path, file: BinaryIO, *, now: float, known: ScriptDirectory | None
+    source: Path, file: BinaryIO, *, now: float, known: Scripts | None
 ) -> tuple[ArchiveReader, Manifest]:
     """The archive and its manifest, if nothing at all is wrong with them (K3).
 
@@ -556,7 +553,7 @@ def _checked(
 
 
 def _problems(
-    archive: ArchiveReader, manifest: Manifest, *, now: float, known: ScriptDirectory | None
+    archive: ArchiveReader, manifest: Manifest, *, now: float, known: Scripts | None
 ) -> Iterator[str]:
     if manifest.format != FORMAT:
         yield f"it has format {manifest.format}, this program knows {FORMAT}"
@@ -618,7 +615,7 @@ def _problems_of_rows(
             yield f"{name} is named by a row, and missing"
 
 
-def _frames(archive: ArchiveReader, table: str) -> Iterator[list[Any]]:
+def _frames(archive: ArchiveReader, table: str) -> Iterator[Any]:
     """A table's rows, decoded within limits.
 
     Raises:

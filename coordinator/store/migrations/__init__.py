@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import sqlalchemy as sa
 
@@ -24,6 +24,8 @@ from shared.errors import StorageError
 
 if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
+
+Scripts: TypeAlias = "ScriptDirectory"
 
 _BEFORE_REVISIONS: Final = {3: "0003", 4: "0004"}
 """Number in ``schema_version`` → the revision that is the same tables."""

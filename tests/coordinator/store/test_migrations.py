@@ -22,7 +22,7 @@ from coordinator.store.migrations import migrate, newest_revision, scripts
 from coordinator.store.store import Device, Store
 from coordinator.store.tables import KEPT, metadata
 from shared.errors import AccessDenied, StorageError
-from shared.types import DeviceId, PublicKey, RoundNumber, RunId
+from shared.types import DeviceId, Digest, PublicKey, RoundNumber, RunId
 from tests.support.processes_beside import ROOT
 from tests.support.stores import Place, rows_in, sqlite_place, with_another
 
@@ -85,7 +85,7 @@ def run_on(place: Place, *statements: str) -> None:
 
 def differences(store: Store) -> list[Any]:
     with store.database.reading() as connection:
-        return compare_metadata(MigrationContext.configure(connection), metadata)
+        return list(compare_metadata(MigrationContext.configure(connection), metadata))
 
 
 def test_migrations_lead_to_the_tables_in_code(store: Store) -> None:
@@ -111,7 +111,7 @@ def test_a_store_of_an_earlier_program_keeps_every_row(
         assert [row.run for row in store.runs()] == [TICKETS]
         assert store.milestones(TICKETS)["started"].facts == {"adapter": "b" * 64, "loss": 1.25}
         transitions = [row.transition for row in store.transitions(TICKETS)]
-        assert transitions == [Planned("b" * 64), Invited(("kitchen",), 4.5)]
+        assert transitions == [Planned(Digest("b" * 64)), Invited(("kitchen",), 4.5)]
         with pytest.raises(AccessDenied, match="already used"):
             store.join("a-join-token", DeviceId("b"), PublicKey(bytes(32)), now=1.0)
         assert [key.tokens_per_minute for key in store.api_keys()] == [2**40][
@@ -124,7 +124,7 @@ def test_a_store_of_an_earlier_program_keeps_every_row(
         }
     store = place.open()
     store.join("another-token", DeviceId("b"), PublicKey(bytes(32)), now=1.0)
-    store.commit(TICKETS, RoundNumber(2), Planned("c" * 64), now=9.0)
+    store.commit(TICKETS, RoundNumber(2), Planned(Digest("c" * 64)), now=9.0)
     assert len(store.transitions(TICKETS)) == 3
     store.close()
 
@@ -182,7 +182,7 @@ def test_a_store_that_is_too_old_is_refused(place: Place, store: Store) -> None:
 def test_a_migration_that_fails_half_way_leaves_the_store_as_it_was(
     place: Place, store: Store, tmp_path: Path
 ) -> None:
-    store.commit(RunId("run"), RoundNumber(1), Planned("c" * 64), now=9.0)
+    store.commit(RunId("run"), RoundNumber(1), Planned(Digest("c" * 64)), now=9.0)
     store.close()
     before = whole_database(place)
     database = Database(place.url)
