@@ -117,6 +117,7 @@ def test_also_where_there_are_more_of_them_than_the_process_may_open_files() -> 
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
     try:
@@ -125,8 +126,8 @@ def test_also_where_there_are_more_of_them_than_the_process_may_open_files() -> 
         with connected(port, 900, PART):
             assert is_healthy(port)
     finally:
-        child.communicate(timeout=WAIT_S)
-    assert child.returncode == 0
+        _, complaints = child.communicate(timeout=WAIT_S)
+    assert (child.returncode, complaints) == (0, ""), "nobody had to wait for a file"
 
 
 def test_who_never_finishes_a_head_is_hung_up_on(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +141,17 @@ def test_who_never_finishes_a_head_is_hung_up_on(app: App, monkeypatch: pytest.M
             connection.sendall(PART)  # of the second request
             assert answer_of(connection) == b""
     assert app.asked == ["/healthz"]
+
+
+def test_between_two_requests_the_clock_stands(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_connections, "HEAD_S", 0.2)
+    with served(app, 0, extra="coordinator") as port, connected(port) as (connection,):
+        for _ in range(2):
+            connection.sendall(WHOLE)
+            assert answer_of(connection).endswith(b"ok")
+            time.sleep(0.4)  # longer than a head may take, and shorter than a connection is kept
+        connection.sendall(PART)
+        assert answer_of(connection) == b""
 
 
 def test_a_letter_now_and_then_buys_no_time(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
