@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -28,7 +28,7 @@ from coordinator.federation.rounds import (
     UpdateStored,
 )
 from coordinator.store.store import Store
-from coordinator.views import RoundView, run_events, view_run
+from coordinator.views import RoundView, events_page, view_run
 from shared.types import Digest, RoundNumber, RunId
 from tests.support.coordinator_plans import small_plan
 
@@ -56,6 +56,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store.add_run(RUN, small_plan().model_dump_json(), ADAPTER, now=1.0)
     yield store
     store.close()
+
+
+def run_events(store: Store) -> list[dict[str, Any]]:
+    """All events of the run."""
+    return [event for _, event in events_page(store, store.run(RUN), limit=10_000)]
 
 
 def write(store: Store, rows: list[Transition], number: int = 1) -> None:
@@ -120,7 +125,7 @@ def test_a_view_is_json_and_names_nobody_who_contributed(store: Store) -> None:
 
 
 def told(store: Store) -> list[tuple[int, str]]:
-    return [(event["round"], event["event"]) for event in run_events(store, store.run(RUN))]
+    return [(event["round"], event["event"]) for event in run_events(store)]
 
 
 def test_events_are_everything_that_was_written_down_in_its_order(store: Store) -> None:
@@ -157,7 +162,7 @@ def test_what_was_told_stays_where_it_was(store: Store) -> None:
 
 def test_events_say_who_and_why_and_hold_no_record(store: Store) -> None:
     write(store, HISTORY)
-    events = {event["event"]: event for event in run_events(store, store.run(RUN))}
+    events = {event["event"]: event for event in run_events(store)}
     assert events["device-declined"]["device"] == "b"
     assert events["device-declined"]["reason"] == "is busy"
     assert events["sum-opened"]["devices"] == 2
@@ -165,7 +170,7 @@ def test_events_say_who_and_why_and_hold_no_record(store: Store) -> None:
     assert events["adapter-applied"]["accepted"] is True
     assert events["adapter-applied"]["at"] == 22.0
     assert events["adapter-applied"]["saturated"] == 0.25
-    text = json.dumps(run_events(store, store.run(RUN)))
+    text = json.dumps(run_events(store))
     assert "record" not in text
     assert "signed" not in text
     assert OTHER not in text, "no update can be told by its digest"

@@ -73,6 +73,13 @@ class Api:
     def get(self, path: str) -> Any:
         return self.client.get(path, headers=HEADERS)
 
+    def items(self, path: str) -> list[Any]:
+        """The first page of a listing, which is all of it."""
+        answer = self.get(path)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["next"] is None
+        return list(answer.json()["items"])
+
     def post(self, path: str, body: object) -> Any:
         return self.client.post(path, json=body, headers=HEADERS)
 
