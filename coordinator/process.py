@@ -11,8 +11,10 @@ from pathlib import Path
 import structlog
 
 from coordinator.api.app import Services, create_app
+from coordinator.api.management import Management
 from coordinator.broker.embedded import EmbeddedBroker
 from coordinator.coordinator import Coordinator
+from coordinator.feed import Feed, live_states
 from coordinator.inference.answer_cache import AnswerCache, MemoryStore
 from coordinator.inference.engines import Serving
 from coordinator.inference.front_desk import FrontDesk
@@ -117,6 +119,7 @@ def run_coordinator(
             find_head=run_heads(store),
             on_nodes=serving.encoders(),
         )
+        feed = Feed(store, lambda: live_states(coordinator.fleet, desk, texts.services))
         app = create_app(
             Services(
                 store=store,
@@ -133,6 +136,7 @@ def run_coordinator(
                 metrics=metrics,
                 metrics_token=secret_token(home / "metrics.token"),
                 texts=texts.services,
+                management=Management(feed),
             )
         )
         listening = stack.enter_context(served(app, port, extra="coordinator"))
@@ -146,6 +150,8 @@ def run_coordinator(
         }
         stack.enter_context(announced_ready(home, facts))
         log.info("coordinator.ready", **facts)
+        # Ended before the server is, which waits for answers that are under way.
+        stack.callback(feed.close)
         stack.callback(texts.close)
         texts.start()
         if engine is not None:

@@ -28,6 +28,7 @@ from coordinator.releases import NOT_RELEASED, RELEASED
 from coordinator.store.store import ENDINGS, Milestone, RunRow, Store, TransitionRow, by_round
 from shared.config import read_json
 from shared.job import RunPlan
+from shared.types import RunId
 
 _STATE_AFTER = {
     Planned: State.PLANNED,
@@ -169,7 +170,7 @@ def _view_release(milestones: Mapping[str, Milestone]) -> dict[str, Any]:
     return dict(milestones[NOT_RELEASED].facts) if NOT_RELEASED in milestones else {}
 
 
-def last_round(store: Store, run: RunId, number: int) -> RoundView | None:
+def view_round(store: Store, run: RunId, number: int) -> RoundView | None:
     """The round with this number, without the others; ``None``: there is none."""
     rows = store.transitions_of(run, number=number)
     return _view_round(number, rows) if rows else None

@@ -63,6 +63,7 @@ HOMES = {
     "redis": {"coordinator/inference/redis_store.py"},
     "starlette": {
         "coordinator/api/answering.py",
+        "coordinator/api/events.py",
         "coordinator/api/gate.py",
         "coordinator/api/openai_errors.py",
         "coordinator/api/problems.py",

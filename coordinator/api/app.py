@@ -24,6 +24,7 @@ from coordinator.api.embeddings import embedding_routes
 from coordinator.api.gate import Gate
 from coordinator.api.keys import key_routes
 from coordinator.api.listings import listing_routes
+from coordinator.api.management import Management, management_routes
 from coordinator.api.openapi_document import openapi_document
 from coordinator.api.request_ids import RequestIds
 from coordinator.api.roles import unlisted
@@ -64,6 +65,7 @@ class Services:
             :class:`~shared.errors.RunNotFound` or another :class:`~shared.errors.RoundError`.
         metrics: Of serving; ``None`` shows none.
         metrics_token: Opens ``/metrics`` and nothing else; empty opens nothing.
+        management: What the routes for consoles need besides; ``None`` has no such routes.
         texts: Encoder, reader and collections, those that there are.
     """
 
@@ -80,6 +82,7 @@ class Services:
     adapter_of: Callable[[RunId], bytes]
     metrics: ServingMetrics | None = None
     metrics_token: str = ""
+    management: Management | None = None
     texts: TextServices = dataclasses.field(default_factory=TextServices)
 
 
@@ -140,6 +143,10 @@ def create_app(services: Services) -> FastAPI:
     app.include_router(chat_routes(services), prefix="/v1")
     for routes in (embedding_routes, task_routes, collection_routes):
         app.include_router(routes(services.texts), prefix="/v1")
+    if services.management is not None:
+        app.include_router(
+            management_routes(services, services.management, access), prefix="/api/v1"
+        )
     if services.metrics is not None:
         app.include_router(_metrics(services.metrics))
 

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from coordinator.api.pages import ITEMS, Cursor, Limit, Page, Places
-from coordinator.fleet.transport_fleet import PRESENT_S
 from coordinator.store.store import Device
 from coordinator.views import BEFORE_ALL, RunSummary, events_page, summarise_runs
 from shared.crypto.identity import fingerprint, format_public
@@ -87,14 +86,6 @@ def listing_routes(services: Services) -> APIRouter:
     return router
 
 
-def state_of(services: Services, name: Any, now: float) -> tuple[float | None, str]:
-    """When a device was last heard (``None``: not since the start), and what it does now."""
-    heard_at, state = services.fleet.heard(name)
-    if now - heard_at > PRESENT_S:
-        state = "away"
-    return (heard_at if heard_at > 0 else None), state
-
-
 def device_summary(services: Services, device: Device) -> DeviceSummary:
     """A device as lists show it."""
     return DeviceSummary(
@@ -102,5 +93,5 @@ def device_summary(services: Services, device: Device) -> DeviceSummary:
         public_key=format_public(device.public_key),
         fingerprint=fingerprint(device.public_key),
         joined_at=device.joined_at,
-        state=state_of(services, device.name, services.now())[1],
+        state=services.fleet.state(device.name),
     )

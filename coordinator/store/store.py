@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import heapq
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -613,16 +614,20 @@ class Store:
         return first, second
 
     def committed_after(self, after: tuple[int, int], *, limit: int) -> list[StoredRow]:
-        """What was committed behind these ids (:meth:`last_ids`), transitions before milestones."""
-        found: list[StoredRow] = []
-        for table, last, read in (
-            (_transitions, after[0], _stored_transition),
-            (_milestones, after[1], _stored_milestone),
-        ):
-            left = limit - len(found)
-            query = sa.select(table).where(table.c.id > last).order_by(table.c.id).limit(left)
-            found += self._stored(query, read) if left else []
-        return found
+        """What was committed behind these ids (:meth:`last_ids`).
+
+        Transitions by their ids and milestones by theirs; between the two, by the clock.
+        """
+        found = [
+            self._stored(
+                sa.select(table).where(table.c.id > last).order_by(table.c.id).limit(limit), read
+            )
+            for table, last, read in (
+                (_transitions, after[0], _stored_transition),
+                (_milestones, after[1], _stored_milestone),
+            )
+        ]
+        return list(heapq.merge(*found, key=lambda row: row.what.at))[:limit]
 
     def milestones_of_kind(
         self, kind: str, before: int | None = None, *, limit: int

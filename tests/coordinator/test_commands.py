@@ -255,7 +255,11 @@ def test_a_run_is_followed_to_its_end_and_nothing_is_printed_twice(
     monkeypatch.setattr(time, "sleep", naps.append)
     story = [*EVENTS[:-1], EVENTS[-1] | {"event": end}]
     lengths = iter([1, 1, 3, 3, 4, 5, 5])
-    server.answer = lambda method, path: pages_of(story[: next(lengths)], size=2)(method, path)
+
+    def grows(method: str, path: str) -> Answer:
+        return pages_of(story[: next(lengths)], size=2)(method, path)
+
+    server.answer = grows
     printed = invoke(run, server, "logs", "trial", "--follow", "--json")
     assert [json.loads(line) for line in printed.splitlines()] == story
     assert len(naps) == 4

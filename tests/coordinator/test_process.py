@@ -78,7 +78,7 @@ def test_it_answers_as_soon_as_it_says_that_it_is_ready(tmp_path: Path) -> None:
         token = (up.home / "admin.token").read_text()
         headers = {"Authorization": f"Bearer {token}"}
         answer = httpx.get(up.ready["url"] + "/api/v1/runs", headers=headers, trust_env=False)
-        assert answer.json() == []
+        assert answer.json() == {"items": [], "next": None}
         for secret in ("admin.token", "metrics.token", "identity.key"):
             assert stat.S_IMODE((up.home / secret).stat().st_mode) == 0o600
         assert up.get("/metrics").status_code == 401

@@ -10,6 +10,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from coordinator.api.app import Services, create_app
+from coordinator.api.management import Management
+from coordinator.feed import Feed, live_states
 from coordinator.fleet.transport_fleet import TransportFleet
 from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.serving_metrics import ServingMetrics
@@ -30,7 +32,14 @@ SCRAPER = "s3cret-of-prometheus"
 class Api:
     """An application over a real store and fleet, on a clock of its own."""
 
-    def __init__(self, folder: Path, texts: TextServices | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        texts: TextServices | None = None,
+        *,
+        most_listeners: int = 64,
+        room: int = 1000,
+    ) -> None:
         self.clock = VirtualClock(start_s=1000.0)
         self.store = Store(f"sqlite:///{folder / 'store.db'}", folder)
         self.base = make_base(folder / "base")
@@ -50,6 +59,13 @@ class Api:
         self.engine = ScriptedEngine(slots=2)
         self.desk = FrontDesk({self.engine.card.name: self.engine}, meter=metrics)
         metrics.watch(self.desk)
+        self.feed = Feed(
+            self.store,
+            lambda: live_states(self.fleet, self.desk, texts or TextServices()),
+            most=most_listeners,
+            room=room,
+            look_s=0.05,
+        )
         self.app: FastAPI = create_app(
             Services(
                 store=self.store,
@@ -66,6 +82,7 @@ class Api:
                 metrics=metrics,
                 metrics_token=SCRAPER,
                 texts=texts or TextServices(),
+                management=Management(self.feed),
             )
         )
         self.client = TestClient(self.app, raise_server_exceptions=False)

@@ -1,0 +1,37 @@
+"""What the management API needs besides what serves devices and callers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter
+
+from coordinator.api.access import Access
+from coordinator.api.events import event_routes
+from coordinator.api.overview import overview_routes
+from coordinator.api.releases import release_routes
+from coordinator.feed import Feed
+
+if TYPE_CHECKING:
+    from coordinator.api.app import Services
+
+
+@dataclass(frozen=True, slots=True)
+class Management:
+    """What its routes may call.
+
+    Attributes:
+        feed: Tells what happens.
+    """
+
+    feed: Feed
+
+
+def management_routes(services: Services, management: Management, access: Access) -> APIRouter:
+    """What consoles show."""
+    router = APIRouter()
+    router.include_router(overview_routes(services))
+    router.include_router(event_routes(management.feed, access))
+    router.include_router(release_routes(services))
+    return router
