@@ -119,9 +119,8 @@ class EventStream(Response):
             headers = self.raw_headers
             await send({"type": "http.response.start", "status": status, "headers": headers})
             sent_at = time.monotonic()
-            async for told in events:
-                if not self._may():
-                    told = Told("end", '{"reason":"the credential opens this no more"}')
+            async for event in events:
+                told = event if self._may() else _NO_MORE
                 if told.kind == "beat" and time.monotonic() - sent_at < self._beat_s:
                     continue
                 part = {"type": "http.response.body", "body": _written(told), "more_body": True}
@@ -130,6 +129,9 @@ class EventStream(Response):
                 if told.kind == "end":
                     break
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+_NO_MORE: Final = Told("end", '{"reason":"the credential opens this no more"}')
 
 
 def _written(told: Told) -> bytes:

@@ -106,11 +106,16 @@ class World:
         sent: list[Message] = []
 
         async def receive() -> Message:
-            return {"type": "http.request", "body": b"{}", "more_body": False}
+            # Whoever has said all it has to say leaves: a stream would go on for ever.
+            if body:
+                return {"type": "http.request", "body": body.pop(), "more_body": False}
+            await asyncio.sleep(0.01)
+            return {"type": "http.disconnect"}
 
         async def send(message: Message) -> None:
             sent.append(message)
 
+        body = [b"{}"]
         scope = {
             "type": "http",
             "asgi": {"version": "3.0"},
@@ -126,7 +131,7 @@ class World:
             "server": ("127.0.0.1", 8443),
         }
         await self.api.app(scope, receive, send)
-        start = sent[0]
+        start = sent[0] if sent else {"status": 499, "headers": []}
         given = {name.decode().lower(): value.decode() for name, value in start["headers"]}
         return Got(start["status"], given, b"".join(each.get("body", b"") for each in sent))
 
