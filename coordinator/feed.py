@@ -168,6 +168,9 @@ class Feed:
         self._listeners.add(listener)
         if self._closed:
             listener.end("the coordinator stops")
+        elif len(self._listeners) > self._most:
+            # Between a look at :attr:`is_full` and this, others may have come (F3).
+            listener.end("as many follow as can: try again later")
         if self._reading is None or self._reading.done():
             self._loop = asyncio.get_running_loop()
             self._begun, self._woken = asyncio.Event(), asyncio.Event()

@@ -25,6 +25,7 @@ from coordinator.inference.serve_texts import NO_ENCODER, serve_texts
 from coordinator.inference.serving_metrics import ServingMetrics
 from coordinator.registry.release_worker import release_maker
 from coordinator.store.store import Store
+from coordinator.usage import Meters, UsageBook
 from shared.actors import ActorLoop
 from shared.config import parse_address
 from shared.crypto.identity import Identity, fingerprint, format_public, parse_public
@@ -85,7 +86,9 @@ def run_coordinator(
         if answers is not None:
             stack.callback(answers.close)
         engines = {engine.card.name: engine} if engine is not None else {}
-        desk = FrontDesk(engines, cache=answers, meter=metrics)
+        usage = UsageBook(home, now=time.time)
+        stack.callback(usage.close)
+        desk = FrontDesk(engines, cache=answers, meter=Meters(metrics, usage))
         metrics.watch(desk)
         identity = Identity.load_or_create(home / "identity.key")
         store = Store(f"sqlite:///{home / 'store.db'}", home)
@@ -136,7 +139,7 @@ def run_coordinator(
                 metrics=metrics,
                 metrics_token=secret_token(home / "metrics.token"),
                 texts=texts.services,
-                management=Management(feed),
+                management=Management(feed, usage, home / "models"),
             )
         )
         listening = stack.enter_context(served(app, port, extra="coordinator"))

@@ -7,7 +7,7 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from coordinator.federation.rounds import (
     AdapterApplied,
@@ -174,6 +174,43 @@ def view_round(store: Store, run: RunId, number: int) -> RoundView | None:
     """The round with this number, without the others; ``None``: there is none."""
     rows = store.transitions_of(run, number=number)
     return _view_round(number, rows) if rows else None
+
+
+class Decline(NamedTuple):
+    """That a device declined, and why; or that its update was refused."""
+
+    round: int
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Participation:
+    """How often a device was asked, and what became of it."""
+
+    run: str
+    invited: int
+    """Rounds whose cohort it was in."""
+    took_part: int
+    """Rounds whose sum it was counted in."""
+    declined: list[Decline]
+
+
+def participation(store: Store, row: RunRow, device: str) -> Participation:
+    """How a device took part in one run: what anybody on the broker can see."""
+    invited = took_part = 0
+    declined = []
+    for each in store.transitions_of(row.run, kinds=(Invited, Closed, DeviceDeclined)):
+        match each.transition:
+            case Invited(cohort=cohort):
+                invited += device in cohort
+            case Closed(devices=devices):
+                took_part += device in devices
+            case DeviceDeclined(device=name, code=code, reason=reason) if name == device:
+                declined.append(Decline(int(each.round), code, reason))
+            case _:
+                pass
+    return Participation(row.run, invited, took_part, declined)
 
 
 EventPlace = tuple[int, int, int]

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from coordinator.inference.engine import Engine, EngineLoad, EngineState
 from coordinator.inference.front_desk import FrontDesk, Served
+from coordinator.usage import account_of
 from shared.extras import require
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -86,7 +87,7 @@ class ServingMetrics:
 
     def served(self, what: Served) -> None:
         """A request is over, however it ended."""
-        key = "device" if what.caller.startswith("device:") else what.caller
+        key = account_of(what.caller)
         self._requests.labels(what.model, key, what.outcome).inc()
         if what.outcome == "quota":
             self._quota.labels(key).inc()

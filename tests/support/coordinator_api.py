@@ -17,6 +17,7 @@ from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.serving_metrics import ServingMetrics
 from coordinator.inference.text_services import TextServices
 from coordinator.store.store import Store
+from coordinator.usage import Meters, UsageBook
 from shared.crypto.identity import Identity, format_public
 from shared.transport.memory import MemoryNetwork
 from shared.wire.envelope import Post
@@ -56,8 +57,11 @@ class Api:
         self.stopped: list[tuple[str, str]] = []
         self.ready = False
         metrics = ServingMetrics()
+        self.usage = UsageBook(folder, now=self.clock.now, write_s=3600.0)
         self.engine = ScriptedEngine(slots=2)
-        self.desk = FrontDesk({self.engine.card.name: self.engine}, meter=metrics)
+        self.desk = FrontDesk(
+            {self.engine.card.name: self.engine}, meter=Meters(metrics, self.usage)
+        )
         metrics.watch(self.desk)
         self.feed = Feed(
             self.store,
@@ -82,7 +86,7 @@ class Api:
                 metrics=metrics,
                 metrics_token=SCRAPER,
                 texts=texts or TextServices(),
-                management=Management(self.feed),
+                management=Management(self.feed, self.usage, folder / "models"),
             )
         )
         self.client = TestClient(self.app, raise_server_exceptions=False)

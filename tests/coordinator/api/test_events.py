@@ -140,14 +140,13 @@ def test_a_key_that_was_revoked_hears_no_more(tmp_path: Path) -> None:
 
 
 def test_beyond_the_last_place_a_client_is_told_when_to_return(tmp_path: Path) -> None:
-    with serving(tmp_path, most_listeners=1) as world:
-        with world.follow() as stream:
-            stream.event()
-            refused = world.client.get(PATH, headers=HEADERS)
-            assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
-            assert problem(refused)["retryable"] is True
-            world.api.feed.close()
-            assert stream.until("end")["data"] == {"reason": "the coordinator stops"}
+    with serving(tmp_path, most_listeners=1) as world, world.follow() as stream:
+        stream.event()
+        refused = world.client.get(PATH, headers=HEADERS)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        assert problem(refused)["retryable"] is True
+        world.api.feed.close()
+        assert stream.until("end")["data"] == {"reason": "the coordinator stops"}
 
 
 def test_a_client_that_reads_nothing_keeps_nobody_waiting(tmp_path: Path) -> None:

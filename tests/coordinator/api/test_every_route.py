@@ -35,7 +35,7 @@ MAY: dict[Role, Callable[[str, str], bool]] = {
         method == "GET" and not path.startswith((KEYS, "/metrics", "/v1/collections"))
     ),
     Role.AUDITOR: lambda method, path: method == "GET" and path in {KEYS, "/api/v1/openapi.json"},
-    Role.CALLER: lambda method, path: path.startswith("/v1/"),
+    Role.CALLER: lambda method, path: path.startswith("/v1/") or path == "/api/v1/usage",
     Role.DEVICE: lambda method, path: False,
     Role.METRICS: lambda method, path: path == "/metrics",
 }
