@@ -175,16 +175,16 @@ def test_what_is_answered_otherwise_than_documented_is_seen(
     operation = served.schema["/api/v1/runs"]["GET"]
 
     def call(stored: Any) -> None:
-        monkeypatch.setattr(served.api.store, "runs", stored)
+        monkeypatch.setattr(served.api.store, "runs_after", stored)
         case = operation.Case()
         with asgi.get_client(served.api.app) as session:
             answer = case.call(headers=HEADERS, session=session)
         case.validate_response(answer, checks=CHECKED, headers=HEADERS)
 
-    def fails() -> list[Any]:
+    def fails(*_: object, **__: object) -> list[Any]:
         raise LlmOsError("nobody foresaw it")
 
-    call(list)
+    call(lambda *_, **__: [])
     with pytest.raises(FailureGroup, match="Server error"):
         call(fails)
     answer = operation.Case().call(headers=HEADERS | {"Accept": "text/html"})
