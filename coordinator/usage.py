@@ -15,7 +15,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Final
@@ -54,7 +54,12 @@ class Use:
 
     def __add__(self, other: Use) -> Use:
         """Both together."""
-        return Use(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+        return Use(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,10 +170,41 @@ def _view_release(milestones: Mapping[str, Milestone]) -> dict[str, Any]:
     return dict(milestones[NOT_RELEASED].facts) if NOT_RELEASED in milestones else {}
 
 
-def view_round(store: Store, run: RunId, number: int) -> RoundView | None:
-    """The round with this number, without the others; ``None``: there is none."""
-    rows = store.transitions_of(run, number=number)
-    return _view_round(number, rows) if rows else None
+@dataclass(frozen=True, slots=True)
+class RoundCounts:
+    """A round in numbers, without reading what each device sent."""
+
+    round: int
+    state: str
+    invited: int
+    committed: int
+    declined: int
+    reported: int
+    changed_at: float
+
+
+def count_round(store: Store, run: RunId, number: int) -> RoundCounts:
+    """Where the round with this number stands; it must have been begun."""
+    counts = store.count_transitions(run, number)
+    deciding = [kind for kind in _STATE_AFTER if kind.__name__ in counts]
+    last = max(deciding, key=lambda kind: counts[kind.__name__].last_id)
+    invited = 0
+    for row in store.transitions_of(run, number=number, kinds=(Invited,)):
+        assert isinstance(row.transition, Invited)
+        invited = len(row.transition.cohort)
+
+    def of(kind: type) -> int:
+        return counts[kind.__name__].rows if kind.__name__ in counts else 0
+
+    return RoundCounts(
+        round=number,
+        state=_STATE_AFTER[last],
+        invited=invited,
+        committed=of(Committed),
+        declined=of(DeviceDeclined),
+        reported=of(UpdateStored),
+        changed_at=max(counts.values(), key=lambda count: count.last_id).last_at,
+    )
 
 
 class Decline(NamedTuple):

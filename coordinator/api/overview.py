@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from coordinator.api.releases import ReleaseView, released
 from coordinator.fleet.transport_fleet import AWAY
 from coordinator.inference.engine import EngineState
-from coordinator.views import RoundView, RunSummary, summarise_runs, view_round
+from coordinator.views import RunSummary, count_round, summarise_runs
 from shared.types import RoundNumber, RunId
 
 if TYPE_CHECKING:
@@ -94,20 +94,18 @@ def _devices(services: Services) -> dict[str, int]:
 
 
 def _round(services: Services, run: RunSummary) -> RoundNow | None:
-    view: RoundView | None = None
-    if run.round:
-        view = view_round(services.store, RunId(run.run), run.round)
-    if view is None:
+    if not run.round:
         return None
+    counts = count_round(services.store, RunId(run.run), run.round)
     return RoundNow(
-        round=view.round,
-        state=view.state,
-        cohort=view.invited,
-        committed=view.committed,
-        declined=len(view.declined),
-        updates=view.reported,
-        bytes=services.store.spooled_bytes(RunId(run.run), RoundNumber(view.round)),
-        changed_at=view.changed_at,
+        round=counts.round,
+        state=counts.state,
+        cohort=counts.invited,
+        committed=counts.committed,
+        declined=counts.declined,
+        updates=counts.reported,
+        bytes=services.store.spooled_bytes(RunId(run.run), RoundNumber(counts.round)),
+        changed_at=counts.changed_at,
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import heapq
 import secrets
@@ -227,6 +228,15 @@ class StoredRow:
     id: int
     run: RunId
     what: TransitionRow | Milestone
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many rows of one kind there are, the id of the last, and the latest time in them."""
+
+    rows: int
+    last_id: int
+    last_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -604,6 +614,17 @@ class Store:
             rows = connection.execute(query.order_by(_transitions.c.id))
             return [_stored_transition(row) for row in rows]
 
+    def count_transitions(self, run: RunId, number: int) -> dict[str, Count]:
+        """Rows of one round, by kind."""
+        t = _transitions.c
+        query = (
+            sa.select(t.kind, sa.func.count(), sa.func.max(t.id), sa.func.max(t.at))
+            .where(t.run == run, t.round == number)
+            .group_by(t.kind)
+        )
+        with self._engine.connect() as connection:
+            return {row[0]: Count(*row[1:]) for row in connection.execute(query)}
+
     def last_ids(self) -> tuple[int, int]:
         """The id of the last transition and of the last milestone; 0 where there is none."""
         with self._engine.connect() as connection:
@@ -732,13 +753,17 @@ def _hashed(secret: str) -> str:
 
 def _transition(kind: str, body: dict[str, Any]) -> Transition:
     cls = _KINDS[kind]
-    hints = get_type_hints(cls)
-    values = {
-        name: tuple(value) if str(hints[name]).startswith("tuple") else value
-        for name, value in body.items()
-    }
+    tuples = _tuples_of(cls)
+    values = {name: tuple(value) if name in tuples else value for name, value in body.items()}
     built: Transition = cls(**values)
     return built
+
+
+@functools.cache
+def _tuples_of(cls: type) -> frozenset[str]:
+    """Fields that are tuples; to read the annotations takes longer than to read a row."""
+    hints = get_type_hints(cls)
+    return frozenset(name for name, hint in hints.items() if str(hint).startswith("tuple"))
 
 
 def by_round(rows: Sequence[TransitionRow]) -> Iterator[tuple[RoundNumber, list[TransitionRow]]]:

@@ -28,7 +28,7 @@ from coordinator.federation.rounds import (
     UpdateStored,
 )
 from coordinator.store.store import Store
-from coordinator.views import RoundView, events_page, view_run
+from coordinator.views import RoundView, count_round, events_page, view_run
 from shared.types import Digest, RoundNumber, RunId
 from tests.support.coordinator_plans import small_plan
 
@@ -82,6 +82,14 @@ def test_at_every_row_the_view_stands_where_the_round_stands(store: Store, lengt
     assert view.state == round_.state
     assert (view.invited, view.reported) == (len(round_.cohort), len(round_.updates))
     assert view.committed == len(round_.commitments)
+    counts = count_round(store, RUN, 1)
+    assert (counts.state, counts.invited, counts.changed_at) == (
+        view.state,
+        view.invited,
+        view.changed_at,
+    )
+    assert (counts.committed, counts.reported) == (view.committed, view.reported)
+    assert counts.declined == len(view.declined)
     assert view.declined == {name: row.reason for name, row in round_.declined.items()}
     assert (view.began_at, view.changed_at) == (10.0, 9.0 + length)
 
