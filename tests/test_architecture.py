@@ -40,6 +40,7 @@ _GRAPHS = {
 HOMES = {
     "amqtt": {"coordinator/broker/amqtt_main.py"},
     "dp_accounting": {"sim/bench/accountant.py"},
+    "fastapi_offline": {"coordinator/api/docs.py"},
     "jinja2": {"coordinator/inference/engine_text.py", "sim/html_report.py"},
     "lancedb": {"coordinator/retrieval/lance_vectors.py"},
     "onnx": _GRAPHS,

@@ -10,6 +10,7 @@ from fastapi import APIRouter
 
 from coordinator.api.access import Access
 from coordinator.api.devices import device_routes
+from coordinator.api.docs import docs_routes
 from coordinator.api.events import event_routes
 from coordinator.api.models import model_routes
 from coordinator.api.overview import overview_routes
@@ -42,6 +43,7 @@ def management_routes(services: Services, management: Management, access: Access
     router = APIRouter()
     router.include_router(overview_routes(services))
     router.include_router(event_routes(management.feed, access))
+    router.include_router(docs_routes())
     router.include_router(device_routes(services))
     router.include_router(model_routes(services, management.models))
     router.include_router(release_routes(services))

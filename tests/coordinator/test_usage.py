@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -34,7 +33,7 @@ class Days:
 
 
 @pytest.fixture
-def days() -> Iterator[Days]:
+def days() -> Days:
     return Days()
 
 

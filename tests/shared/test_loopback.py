@@ -5,11 +5,14 @@ from __future__ import annotations
 import http.client
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shared.loopback import LOOPBACK, served
+
+FOLDER = Path("/proc/self/fd")
 
 
 async def hello(_scope: Any, _receive: Any, send: Any) -> None:
@@ -20,9 +23,9 @@ async def hello(_scope: Any, _receive: Any, send: Any) -> None:
 
 def servers_end(address: tuple[str, int]) -> socket.socket:
     """Our process' own socket whose other end is ``address``."""
-    for name in os.listdir("/proc/self/fd"):
+    for path in FOLDER.iterdir():
         try:
-            candidate = socket.socket(fileno=os.dup(int(name)))
+            candidate = socket.socket(fileno=os.dup(int(path.name)))
         except OSError:
             continue
         try:
@@ -34,7 +37,7 @@ def servers_end(address: tuple[str, int]) -> socket.socket:
     raise AssertionError(f"nobody is connected with {address}")
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="sockets are found in /proc")
+@pytest.mark.skipif(not FOLDER.is_dir(), reason="sockets are found in /proc")
 def test_an_answer_does_not_wait_for_the_clients_delayed_acknowledgement() -> None:
     with served(hello, 0, extra="coordinator", lifespan="off") as port:
         connection = http.client.HTTPConnection(LOOPBACK, port, timeout=60)

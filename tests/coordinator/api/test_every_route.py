@@ -25,7 +25,12 @@ from coordinator.api.roles import PERMISSIONS, ROLES_OF_KEYS, Role, routes_of, u
 from tests.support.coordinator_api import SCRAPER, TOKEN, Api
 
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("POST", "/api/v1/devices/join")}
-"""What answers without a credential. A device that joins has only its one-time secret."""
+OPEN |= {
+    ("GET", f"/api/v1/docs{file}")
+    for file in ("", "/page.js", "/swagger-ui-bundle.js", "/swagger-ui.css")
+}
+"""What answers without a credential. A device that joins has only its one-time secret, and a page
+in a browser cannot send any; what it shows it reads with one."""
 
 KEYS = "/api/v1/keys"
 MAY: dict[Role, Callable[[str, str], bool]] = {

@@ -35,10 +35,14 @@ CHECKED = [check for check in CHECKS.get_all() if check.__name__ not in LEFT_OUT
 
 STREAM = "/api/v1/events"
 """Its answer has no end; ``test_events.py`` reads it."""
+HIDDEN = {"/api/v1/openapi.json"} | {
+    each.route for each in PERMISSIONS if each.route.startswith("/api/v1/docs")
+}
+"""The document itself, and the page that shows it."""
 OPERATIONS = sorted(
     f"{each.method} {each.route.replace(':path}', '}')}"
     for each in PERMISSIONS
-    if each.route not in ("/api/v1/openapi.json", STREAM)
+    if each.route not in {*HIDDEN, STREAM}
 )
 ASKED: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "scripted", "max_tokens": 2, "max_completion_tokens": None},
@@ -155,7 +159,7 @@ def test_what_makes_a_thing_leads_to_what_uses_it(served: Served) -> None:
 def test_the_document_says_of_every_route_who_may_use_it(served: Served) -> None:
     document = served.schema.raw_schema
     for line in PERMISSIONS:
-        if line.route == "/api/v1/openapi.json":
+        if line.route in HIDDEN:
             continue
         operation = document["paths"][line.route.replace(":path}", "}")][line.method.lower()]
         assert set(operation["x-roles"]) == line.roles
