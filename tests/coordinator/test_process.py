@@ -148,6 +148,19 @@ def test_its_children_end_with_it(tmp_path: Path, number: signal.Signals) -> Non
         assert (up.home / "ready.json").exists() == (number == signal.SIGKILL)
 
 
+def test_whoever_follows_its_events_is_told_that_it_ends(tmp_path: Path) -> None:
+    with running(tmp_path / "home") as up:
+        head = {"Authorization": f"Bearer {(up.home / 'admin.token').read_text()}"}
+        url = up.ready["url"] + "/api/v1/events"
+        with httpx.stream("GET", url, headers=head, trust_env=False, timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("id: ")
+            os.kill(up.process.pid, signal.SIGTERM)
+            assert 'data: {"reason":"the coordinator stops"}' in list(lines)
+        assert eventually(lambda: up.process.poll() is not None)
+        assert up.process.returncode == 0
+
+
 def test_a_broker_that_dies_is_started_again_on_the_same_port(tmp_path: Path) -> None:
     with running(tmp_path / "home") as up:
         assert eventually(lambda: bool(up.get("/readyz").json()["ready"]))
