@@ -33,6 +33,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 DEFAULT_HOME = Path("~/.llmos/coordinator")
 DEFAULT_URL = "http://127.0.0.1:8443"
+PAGE = 200
+"""As many items as a page may have."""
 WORTH_SAYING = 0.001
 """A share of saturated values above this is shown: it costs accuracy, and a wider range cures it."""
 
@@ -219,6 +221,21 @@ class Client:
         """GET, as JSON."""
         return self._ask("GET", path)
 
+    def items(self, path: str) -> list[Any]:
+        """GET a whole listing, page by page."""
+        found: list[Any] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            page = self.page(path, cursor)
+            found += page["items"]
+            cursor = page["next"]
+        return found
+
+    def page(self, path: str, cursor: str) -> Any:
+        """GET one page of a listing, as large as there are; the first for an empty cursor."""
+        joint = "&" if "?" in path else "?"
+        return self.get(f"{path}{joint}limit={PAGE}" + (f"&cursor={cursor}" if cursor else ""))
+
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """POST a JSON body, as JSON."""
         return self._ask("POST", path, json=body)
@@ -284,15 +301,14 @@ def submit_run(
 @run.command("ls")
 def list_runs(home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List runs."""
-    views = Client.of_home(home, url).get("/api/v1/runs")
+    views = Client.of_home(home, url).items("/api/v1/runs?order=oldest")
     if as_json:
         typer.echo(json.dumps(views))
         return
     table = Table("run", "state", "rounds", "accuracy")
     for view in views:
-        judged = [r["accuracy"][""] for r in view["rounds"] if r["accuracy"]]
-        accuracy = f"{judged[-1]:.3f}" if judged else "-"
-        table.add_row(view["run"], view["state"], str(len(view["rounds"])), accuracy)
+        accuracy = f"{view['accuracy']['']:.3f}" if view["accuracy"] else "-"
+        table.add_row(view["run"], view["state"], f"{view['round']}/{view['rounds']}", accuracy)
     Console().print(table)
 
 
@@ -333,15 +349,20 @@ def show_logs(
     """Print what happened in a run, oldest first."""
     from coordinator.store.store import ENDINGS
 
-    client, shown = Client.of_home(home, url), 0
+    client, cursor, shown, over = Client.of_home(home, url), "", 0, False
     while True:
-        events = client.get(f"/api/v1/runs/{name}/events")
-        for event in events[shown:]:
+        # The last page is asked for again: what is added comes behind what it had.
+        page = client.page(f"/api/v1/runs/{name}/events", cursor)
+        for event in page["items"][shown:]:
             typer.echo(json.dumps(event, ensure_ascii=False) if as_json else _as_line(event))
-        shown = len(events)
-        if not follow or any(event["event"] in ENDINGS for event in events):
+            over = over or event["event"] in ENDINGS
+        shown = len(page["items"])
+        if page["next"] is not None:
+            cursor, shown = page["next"], 0
+        elif not follow or over:
             return
-        time.sleep(1.0)
+        else:
+            time.sleep(1.0)
 
 
 def _as_line(event: dict[str, Any]) -> str:
@@ -379,7 +400,7 @@ def list_devices(
     home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
     """List the devices that joined."""
-    devices = Client.of_home(home, url).get("/api/v1/devices")
+    devices = Client.of_home(home, url).items("/api/v1/devices")
     if as_json:
         typer.echo(json.dumps(devices))
         return
@@ -443,7 +464,7 @@ def _names(text: str) -> list[str]:
 @key.command("ls")
 def list_keys(home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List all keys that were ever made, without their secrets."""
-    keys = Client.of_home(home, url).get("/api/v1/keys")
+    keys = Client.of_home(home, url).items("/api/v1/keys")
     if as_json:
         typer.echo(json.dumps(keys))
         return

@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 
 from coordinator.api.app import Services, create_app
+from coordinator.api.management import Management
 from coordinator.audit.audited_store import AuditedStore, Written, catch_up
 from coordinator.audit.chain import Action, Entry, Fact
 from coordinator.audit.log import AuditLog
@@ -20,6 +21,7 @@ from coordinator.broker.embedded import EmbeddedBroker
 from coordinator.coordinator import Coordinator
 from coordinator.exposition import Exposition
 from coordinator.federation_metrics import FederationMetrics
+from coordinator.feed import Feed, live_states
 from coordinator.inference.answer_cache import AnswerCache, MemoryStore
 from coordinator.inference.engines import Serving
 from coordinator.inference.front_desk import FrontDesk
@@ -30,6 +32,7 @@ from coordinator.inference.serve_texts import NO_ENCODER, serve_texts
 from coordinator.inference.serving_metrics import ServingMetrics
 from coordinator.registry.release_worker import release_maker
 from coordinator.store.database import store_url
+from coordinator.usage import Meters, UsageBook
 from shared.actors import ActorLoop
 from shared.config import parse_address
 from shared.crypto.identity import Identity, fingerprint, format_public, parse_public
@@ -97,7 +100,9 @@ def run_coordinator(
         if answers is not None:
             stack.callback(answers.close)
         engines = {engine.card.name: engine} if engine is not None else {}
-        desk = FrontDesk(engines, cache=answers, meter=metrics)
+        usage = UsageBook(home, now=time.time)
+        stack.callback(usage.close)
+        desk = FrontDesk(engines, cache=answers, meter=Meters(metrics, usage))
         metrics.watch(desk)
         identity = Identity.load_or_create(home / "identity.key")
         audit, store = stack.enter_context(_audited_store(rows_at, home, identity, holder))
@@ -137,6 +142,7 @@ def run_coordinator(
             find_head=run_heads(store),
             on_nodes=serving.encoders(),
         )
+        feed = Feed(store, lambda: live_states(coordinator.fleet, desk, texts.services))
         app = create_app(
             Services(
                 store=store,
@@ -155,6 +161,7 @@ def run_coordinator(
                 texts=texts.services,
                 audit=audit,
                 read_audit=audit.page,
+                management=Management(feed, usage, home / "models"),
             )
         )
         listening = stack.enter_context(served(app, port, extra="coordinator"))
@@ -168,6 +175,8 @@ def run_coordinator(
         }
         stack.enter_context(announced_ready(home, facts))
         log.info("coordinator.ready", **facts)
+        # Ended before the server is, which waits for answers that are under way.
+        stack.callback(feed.close)
         stack.callback(texts.close)
         texts.start()
         if engine is not None:

@@ -31,7 +31,10 @@ def served(app: Any, port: int, *, extra: str, **options: Any) -> Iterator[int]:
     uvicorn = require("uvicorn", extra=extra)
     from shared.http_connections import BACKLOG, HEAD_BYTES, KEEP_ALIVE_S, BoundedConnection
 
-    listener = socket.socket()
+    # Named as TCP: asyncio turns Nagle's algorithm off on such sockets alone, and with it every
+    # answer on a connection that stays open waits 40 ms for the client's delayed ACK (measured:
+    # 48 ms instead of 3 for /healthz).
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((LOOPBACK, port))

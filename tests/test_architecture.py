@@ -55,6 +55,7 @@ HOMES = {
     },
     "amqtt": {"coordinator/broker/amqtt_main.py"},
     "dp_accounting": {"sim/bench/accountant.py"},
+    "fastapi_offline": {"coordinator/api/docs.py"},
     "jinja2": {"coordinator/inference/engine_text.py", "sim/html_report.py"},
     "lancedb": {"coordinator/retrieval/lance_vectors.py"},
     "onnx": _GRAPHS,
@@ -79,6 +80,7 @@ HOMES = {
     "sqlalchemy": _ROWS,
     "starlette": {
         "coordinator/api/answering.py",
+        "coordinator/api/events.py",
         "coordinator/api/gate.py",
         "coordinator/api/openai_errors.py",
         "coordinator/api/problems.py",

@@ -64,8 +64,8 @@ class Principal:
 class KeyStore(Protocol):
     """Where keys are kept."""
 
-    def api_keys(self) -> Sequence[ApiKey]:
-        """All that were ever made."""
+    def api_keys(self, after: str = "", limit: int | None = None) -> Sequence[ApiKey]:
+        """All that were ever made, by name; or the first of those behind ``after``."""
         ...
 
     def add_key(self, key: ApiKey) -> None:
@@ -217,9 +217,9 @@ class Access:
         assert kept is not None  # nothing deletes keys
         return secret, kept
 
-    def api_keys(self) -> Sequence[ApiKey]:
-        """All keys that were ever made."""
-        return self._store.api_keys()
+    def api_keys(self, after: str = "", limit: int | None = None) -> Sequence[ApiKey]:
+        """All keys that were ever made, by name; or the first of those behind ``after``."""
+        return self._store.api_keys(after, limit)
 
     def revoke(self, name: str) -> bool:
         """Revoke a key; False if there is none of this name."""

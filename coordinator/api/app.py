@@ -24,6 +24,8 @@ from coordinator.api.collections import collection_routes
 from coordinator.api.embeddings import embedding_routes
 from coordinator.api.gate import Gate
 from coordinator.api.keys import key_routes
+from coordinator.api.listings import listing_routes
+from coordinator.api.management import Management, management_routes
 from coordinator.api.openapi_document import openapi_document
 from coordinator.api.request_ids import RequestIds
 from coordinator.api.roles import unlisted
@@ -31,12 +33,12 @@ from coordinator.api.tasks import task_routes
 from coordinator.audit.chain import Action, Entry
 from coordinator.audit.sink import AuditSink, NoAudit, acting
 from coordinator.exposition import CONTENT_TYPE, Exposition
-from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
+from coordinator.fleet.transport_fleet import TransportFleet
 from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.text_services import TextServices
 from coordinator.store.store import Store
 from coordinator.submission import MAX_PROBE_EXAMPLES, submit
-from coordinator.views import run_events, view_run
+from coordinator.views import view_run
 from shared.config import read
 from shared.crypto.identity import fingerprint, format_public, parse_public
 from shared.data_files import Example
@@ -66,6 +68,7 @@ class Services:
             :class:`~shared.errors.RunNotFound` or another :class:`~shared.errors.RoundError`.
         metrics: For Prometheus; ``None`` shows none.
         metrics_token: Opens ``/metrics`` and nothing else; empty opens nothing.
+        management: What the routes for consoles need besides; ``None`` has no such routes.
         texts: Encoder, reader and collections, those that there are.
         audit: Where it is written down what is asked for and changes no row by itself; the store
             sees to the rest.
@@ -85,6 +88,7 @@ class Services:
     adapter_of: Callable[[RunId], bytes]
     metrics: Exposition | None = None
     metrics_token: str = ""
+    management: Management | None = None
     texts: TextServices = dataclasses.field(default_factory=TextServices)
     audit: AuditSink = dataclasses.field(default_factory=NoAudit)
     read_audit: ReadAudit | None = None
@@ -145,9 +149,14 @@ def create_app(services: Services) -> FastAPI:
         app.include_router(router, prefix="/api/v1")
     if services.read_audit is not None:
         app.include_router(audit_routes(services.read_audit), prefix="/api/v1")
+    app.include_router(listing_routes(services), prefix="/api/v1")
     app.include_router(chat_routes(services), prefix="/v1")
     for routes in (embedding_routes, task_routes, collection_routes):
         app.include_router(routes(services.texts), prefix="/v1")
+    if services.management is not None:
+        app.include_router(
+            management_routes(services, services.management, access), prefix="/api/v1"
+        )
     if services.metrics is not None:
         app.include_router(_metrics(services.metrics))
 
@@ -213,24 +222,6 @@ def _joining(services: Services) -> APIRouter:
 def _devices(services: Services) -> APIRouter:
     router = APIRouter(tags=["devices"])
 
-    @router.get("/devices")
-    def list_devices() -> list[dict[str, Any]]:
-        """Every device that joined, and whether it is present."""
-        found = []
-        for device in services.store.devices():
-            heard_at, state = services.fleet.heard(device.name)
-            silent_s = services.now() - heard_at
-            found.append(
-                {
-                    "name": device.name,
-                    "public_key": format_public(device.public_key),
-                    "fingerprint": fingerprint(device.public_key),
-                    "joined_at": device.joined_at,
-                    "state": state if silent_s <= PRESENT_S else "away",
-                }
-            )
-        return found
-
     @router.post("/devices/tokens", status_code=status.HTTP_201_CREATED)
     def new_token(body: NewToken) -> dict[str, Any]:
         """A one-time token with the coordinator's fingerprint inside, so that a device can pin it."""
@@ -245,20 +236,10 @@ def _runs(services: Services) -> APIRouter:
     router = APIRouter(tags=["runs"])
     store = services.store
 
-    @router.get("/runs")
-    def list_runs() -> list[dict[str, Any]]:
-        """All runs, oldest first."""
-        return [dataclasses.asdict(view_run(store, row)) for row in store.runs()]
-
     @router.get("/runs/{run}")
     def show_run(run: str) -> dict[str, Any]:
         """One run with its rounds."""
         return dataclasses.asdict(view_run(store, store.run(RunId(run))))
-
-    @router.get("/runs/{run}/events")
-    def list_events(run: str) -> list[dict[str, Any]]:
-        """Everything that happened in a run, oldest first."""
-        return run_events(store, store.run(RunId(run)))
 
     @router.post("/runs", status_code=status.HTTP_201_CREATED)
     def submit_run(body: NewRun) -> dict[str, Any]:

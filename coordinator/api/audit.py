@@ -1,44 +1,49 @@
-"""The audit log over HTTP, for the admin: a page at a time, oldest first."""
+"""The audit log over HTTP: a page at a time, oldest first."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, Protocol
+from typing import Any, Protocol
 
-from fastapi import APIRouter, Query
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
 
-from coordinator.audit.chain import MAX_NUMBER, Record
-
-MAX_PAGE: Final = 1000
+from coordinator.api.pages import ITEMS, Cursor, Limit, Page, Places
+from coordinator.audit.chain import Record
 
 
 class ReadAudit(Protocol):
-    """Gives a page of the log."""
+    """Gives a part of the log."""
 
     def __call__(self, *, after: int, limit: int) -> Sequence[Record]:
         """Up to ``limit`` records that follow number ``after``."""
         ...
 
 
+class RecordView(BaseModel):
+    """A record as it stands in the log, with what it is chained by."""
+
+    number: int = Field(description="1, 2, 3, … without gaps", examples=[17])
+    at: int = Field(description="Seconds since the epoch")
+    actor: str = Field(examples=["admin"])
+    action: str = Field(examples=["key-made"])
+    subject: str = Field(description="A run, run/round, device or key", examples=["notes"])
+    facts: dict[str, str | int | bool] = Field(examples=[{"begins": "llmos_abcdef"}])
+    previous: str = Field(description="Hash of the record before")
+    hash: str = Field(description="SHA-256 over all of this")
+
+
 def audit_routes(read: ReadAudit) -> APIRouter:
     """``/audit``."""
     router = APIRouter(tags=["audit"])
+    places = Places("audit", int)
 
-    @router.get("/audit", response_class=JSONResponse)
-    def list_records(
-        after: Annotated[int, Query(ge=0, le=MAX_NUMBER)] = 0,
-        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
-    ) -> JSONResponse:
-        """Records that follow number ``after``, and the ``after`` of the page behind them.
-
-        At the end of the log that page is empty until more was written.
-        """
-        records = read(after=after, limit=limit)
-        page: dict[str, Any] = {
-            "records": [record.to_json() for record in records],
-            "next": records[-1].number if records else after,
-        }
-        return JSONResponse(page)  # it is plain already, and to look for more takes its time
+    @router.get("/audit", summary="Read the audit log")
+    def list_records(limit: Limit = ITEMS, cursor: Cursor = "") -> Page[RecordView]:
+        """Who did what, oldest first."""
+        after: Any = places.read(cursor)
+        found = read(after=after[0] if after else 0, limit=limit + 1)
+        items, following = places.page(found, limit, lambda record: (record.number,))
+        return Page(items=[record.to_json() for record in items], next=following)
 
     return router

@@ -9,6 +9,7 @@ from fastapi import APIRouter, HTTPException, status
 from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.api.access import MOST_NAMES, MOST_OVERLAP_HOURS, MOST_TOKENS, PRIORITIES, Access
+from coordinator.api.pages import ITEMS, Cursor, Limit, Page, Places
 from coordinator.api.roles import ROLES_OF_KEYS, SCOPE_KINDS, TASKS, Role
 from coordinator.store.store import ApiKey
 
@@ -54,10 +55,15 @@ def key_routes(access: Access) -> APIRouter:
     """``/keys``."""
     router = APIRouter(tags=["keys"])
 
-    @router.get("/keys")
-    def list_keys() -> list[dict[str, Any]]:
-        """Every key that was ever made, without its secret."""
-        return [_view(key) for key in access.api_keys()]
+    by_name = Places("keys", str)
+
+    @router.get("/keys", summary="List keys")
+    def list_keys(limit: Limit = ITEMS, cursor: Cursor = "") -> Page[dict[str, Any]]:
+        """Every key that was ever made, by name, without its secret."""
+        after = by_name.read(cursor) or ("",)
+        found = access.api_keys(str(after[0]), limit + 1)
+        items, following = by_name.page(found, limit, lambda key: (key.name,))
+        return Page(items=[_view(key) for key in items], next=following)
 
     @router.post("/keys", status_code=status.HTTP_201_CREATED)
     def make_key(body: NewKey) -> dict[str, Any]:

@@ -71,7 +71,7 @@ AUDIT: Final = (f"audit/{NEWEST}", f"audit/{LOG}")
 """The newest checkpoint before the log: a log that ends before its checkpoint looks cut. What is
 written meanwhile is beyond both, and a record of which a part was copied is cut off at the start."""
 
-FOLDERS: Final = ("blobs", "updates", "collections", "audit")
+FOLDERS: Final = ("blobs", "updates", "collections", "audit", "usage")
 
 LEFT_OUT: Final = ("broker", "lock", "models", "probe-features", "ready.json")
 """What is made anew when it is needed. Rows (``store.db`` and its companions) are not copied as
@@ -90,6 +90,7 @@ _NAMES: Final = re.compile(
     r"|blobs/[0-9a-f]{64}"
     r"|updates/[^/]+/[0-9]+/[^/]+"
     r"|collections/.+"
+    r"|usage/[0-9-]{10}\.json"
     r"|rows/(?:" + "|".join(table.name for table in KEPT) + r")"
 )
 
@@ -233,7 +234,8 @@ def make_backup(
             rows, revision = _copied(
                 database, home, archive, lambda: spools.enter_context(_spool(target.parent)), watch
             )
-            for name in SMALL_FILES:
+            usage = sorted(f"usage/{path.name}" for path in (home / "usage").glob("*.json"))
+            for name in (*SMALL_FILES, *usage):
                 with contextlib.suppress(Vanished):  # a coordinator that has sent nothing yet
                     archive.add_file(name, home / name)
             for table, (_, _, frames) in rows.items():

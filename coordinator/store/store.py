@@ -12,8 +12,11 @@ several threads.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
+import heapq
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -140,6 +143,45 @@ class TransitionRow:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """A committed row with its place among all of its table.
+
+    Attributes:
+        id: Rising with every row that is committed.
+        run: That it is about.
+        what: The row.
+    """
+
+    id: int
+    run: RunId
+    what: TransitionRow | Milestone
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many rows of one kind there are, the id of the last, and the latest time in them."""
+
+    rows: int
+    last_id: int
+    last_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is, without its rounds.
+
+    Attributes:
+        milestones: By kind.
+        round: The last that was begun; 0: none was.
+        judged: The last result on the probe set; ``None`` before the first.
+    """
+
+    milestones: dict[str, Milestone]
+    round: int = 0
+    judged: rounds.AdapterApplied | None = None
+
+
 class Store:
     """The coordinator's memory."""
 
@@ -201,6 +243,16 @@ class Store:
             for path in spool.iterdir():
                 path.unlink()
             spool.rmdir()
+
+    def spooled_bytes(self, run: RunId, number: RoundNumber) -> int:
+        """How much is spooled of a round; files that go meanwhile count for nothing."""
+        spool = self.folder / "updates" / run / str(number)
+        total = 0
+        with contextlib.suppress(FileNotFoundError):
+            for path in spool.iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    total += path.stat().st_size
+        return total
 
     # Devices
 
@@ -267,13 +319,35 @@ class Store:
 
     def devices(self) -> list[Device]:
         """All devices that joined, by name."""
+        return self._devices_where(sa.true())
+
+    def device(self, name: str) -> Device | None:
+        """One device that joined."""
+        found = self._devices_where(_devices.c.name == name) if name.isprintable() else []
+        return found[0] if found else None
+
+    def devices_after(self, name: str = "", *, limit: int) -> list[Device]:
+        """Devices that joined and come behind ``name``, by name."""
+        return self._devices_where(self._spelt(_devices.c.name) > name, limit=limit)
+
+    def count_devices(self) -> int:
+        """How many have joined."""
         with self.database.reading() as connection:
-            found = [
+            return int(connection.scalar(sa.select(sa.func.count()).select_from(_devices)) or 0)
+
+    def _devices_where(
+        self, condition: sa.ColumnElement[bool], limit: int | None = None
+    ) -> list[Device]:
+        query = sa.select(_devices).where(condition).order_by(self._spelt(_devices.c.name))
+        with self.database.reading() as connection:
+            return [
                 Device(DeviceId(row.name), PublicKey(row.public_key), row.joined_at)
-                for row in connection.execute(sa.select(_devices))
+                for row in connection.execute(query.limit(limit))
             ]
-        # Not by the database, whose order of names may be that of a language.
-        return sorted(found, key=lambda device: device.name)
+
+    def _spelt(self, name: sa.Column[str]) -> sa.ColumnElement[str]:
+        """A name to be ordered by its letters: PostgreSQL might order by those of a language."""
+        return name if self.database.is_sqlite else sa.collate(name, "C")
 
     # API keys
 
@@ -293,20 +367,22 @@ class Store:
                 f"there is, or was, a key called {key.name}: choose another name"
             ) from None
 
-    def api_keys(self) -> list[ApiKey]:
-        """All keys that were ever made, by name."""
+    def api_keys(self, after: str = "", limit: int | None = None) -> list[ApiKey]:
+        """All keys that were ever made, by name; or the first of those behind ``after``."""
+        name = self._spelt(_keys.c.name)
         with self.database.reading() as connection:
             rows = connection.execute(
-                sa.select(
-                    _keys, *[column for column in _key_roles.c if column.name != "name"]
-                ).outerjoin(_key_roles, _key_roles.c.name == _keys.c.name)
-            ).all()
-        # What is unknown, in a store that knew no roles, has its default.
-        found = [
-            ApiKey(**{name: value for name, value in row._mapping.items() if value is not None})
-            for row in rows
-        ]
-        return sorted(found, key=lambda key: key.name)
+                sa.select(_keys, *[column for column in _key_roles.c if column.name != "name"])
+                .outerjoin(_key_roles, _key_roles.c.name == _keys.c.name)
+                .where(name > after)
+                .order_by(name)
+                .limit(limit)
+            )
+            # What is unknown, in a store that knew no roles, has its default.
+            return [
+                ApiKey(**{name: value for name, value in row._mapping.items() if value is not None})
+                for row in rows
+            ]
 
     def revoke_key(self, name: str, *, now: float) -> bool:
         """Revoke a key, unless it is already; False if there is none of this name."""
@@ -372,19 +448,161 @@ class Store:
 
     def runs(self) -> list[RunRow]:
         """All runs, oldest first."""
-        with self.database.reading() as connection:
-            found = [
-                RunRow(RunId(row.run), row.plan, Digest(row.probe), row.submitted_at)
-                for row in connection.execute(sa.select(_runs))
-            ]
-        return sorted(found, key=lambda row: (row.submitted_at, row.run))
+        return self._runs_where(sa.true())
 
     def run(self, run: RunId) -> RunRow:
         """One run. Raises RunNotFound."""
-        for row in self.runs():
-            if row.run == run:
-                return row
-        raise RunNotFound(f"no run named {run}")
+        # What cannot be printed is not looked for: not every database takes every text.
+        found = self._runs_where(_runs.c.run == run) if run.isprintable() else []
+        if not found:
+            raise RunNotFound(f"no run named {run}")
+        return found[0]
+
+    def runs_after(
+        self, after: tuple[float, str] | None = None, *, limit: int, newest: bool = False
+    ) -> list[RunRow]:
+        """Runs behind the one that was submitted at ``after[0]`` and is called ``after[1]``.
+
+        Oldest first, or newest first.
+        """
+        place = sa.tuple_(_runs.c.submitted_at, self._spelt(_runs.c.run))
+        condition: sa.ColumnElement[bool] = sa.true()
+        if after is not None:
+            there = sa.tuple_(sa.literal(after[0]), sa.literal(after[1]))
+            condition = place < there if newest else place > there
+        return self._runs_where(condition, limit=limit, newest=newest)
+
+    def open_runs(self, *, limit: int) -> list[RunRow]:
+        """Runs that are not over, oldest first."""
+        ended = sa.select(_milestones.c.id).where(
+            _milestones.c.run == _runs.c.run, _milestones.c.kind.in_(ENDINGS)
+        )
+        return self._runs_where(~sa.exists(ended), limit=limit)
+
+    def _runs_where(
+        self, condition: sa.ColumnElement[bool], limit: int | None = None, *, newest: bool = False
+    ) -> list[RunRow]:
+        order = [_runs.c.submitted_at, self._spelt(_runs.c.run)]
+        query = sa.select(_runs).where(condition).limit(limit)
+        query = query.order_by(*(column.desc() if newest else column for column in order))
+        with self.database.reading() as connection:
+            return [
+                RunRow(RunId(row.run), row.plan, Digest(row.probe), row.submitted_at)
+                for row in connection.execute(query)
+            ]
+
+    def progress(self, runs: Sequence[RunId]) -> dict[RunId, Progress]:
+        """How far these runs are. Reads a few rows of each, however many it has."""
+        of_run = _transitions.c.run == _runs.c.run
+        last = sa.select(sa.func.max(_transitions.c.round)).where(of_run).scalar_subquery()
+        judged = (
+            sa.select(_transitions.c.id)
+            .where(of_run, _transitions.c.kind == rounds.AdapterApplied.__name__)
+            .order_by(_transitions.c.round.desc(), _transitions.c.id.desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+        query = sa.select(_runs.c.run, last.label("last"), judged.label("judged"))
+        with self.database.reading() as connection:
+            rows = connection.execute(query.where(_runs.c.run.in_(runs))).all()
+            wanted = [row.judged for row in rows if row.judged is not None]
+            results = {
+                row.id: _stored_transition(row).transition
+                for row in connection.execute(
+                    sa.select(_transitions).where(_transitions.c.id.in_(wanted))
+                )
+            }
+            milestones: dict[str, dict[str, Milestone]] = {run: {} for run in runs}
+            for row in connection.execute(
+                sa.select(_milestones).where(_milestones.c.run.in_(runs)).order_by(_milestones.c.id)
+            ):
+                milestones[row.run][row.kind] = _stored_milestone(row)
+        found = {}
+        for row in rows:
+            result = results.get(row.judged)
+            assert result is None or isinstance(result, rounds.AdapterApplied)
+            found[RunId(row.run)] = Progress(milestones[row.run], row.last or 0, result)
+        return found
+
+    def transitions_after(
+        self, run: RunId, after: tuple[int, int] = (0, 0), *, limit: int
+    ) -> list[StoredRow]:
+        """Transitions of a run behind the row ``after[1]`` of round ``after[0]``, by round and id."""
+        place = sa.tuple_(_transitions.c.round, _transitions.c.id)
+        query = (
+            sa.select(_transitions)
+            .where(_transitions.c.run == run)
+            .where(place > sa.tuple_(sa.literal(after[0]), sa.literal(after[1])))
+            .order_by(_transitions.c.round, _transitions.c.id)
+            .limit(limit)
+        )
+        return self._stored(query, _stored_transition)
+
+    def transitions_of(
+        self, run: RunId, *, number: int | None = None, kinds: Sequence[type] = ()
+    ) -> list[TransitionRow]:
+        """Transitions of one round or all, of these kinds or all, in the order of the commits."""
+        query = sa.select(_transitions).where(_transitions.c.run == run)
+        if number is not None:
+            query = query.where(_transitions.c.round == number)
+        if kinds:
+            query = query.where(_transitions.c.kind.in_([kind.__name__ for kind in kinds]))
+        with self.database.reading() as connection:
+            rows = connection.execute(query.order_by(_transitions.c.id))
+            return [_stored_transition(row) for row in rows]
+
+    def count_transitions(self, run: RunId, number: int) -> dict[str, Count]:
+        """Rows of one round, by kind."""
+        t = _transitions.c
+        query = (
+            sa.select(t.kind, sa.func.count(), sa.func.max(t.id), sa.func.max(t.at))
+            .where(t.run == run, t.round == number)
+            .group_by(t.kind)
+        )
+        with self.database.reading() as connection:
+            return {row[0]: Count(*row[1:]) for row in connection.execute(query)}
+
+    def last_ids(self) -> tuple[int, int]:
+        """The id of the last transition and of the last milestone; 0 where there is none."""
+        with self.database.reading() as connection:
+            first, second = (
+                connection.scalar(sa.select(sa.func.max(table.c.id))) or 0
+                for table in (_transitions, _milestones)
+            )
+        return first, second
+
+    def committed_after(self, after: tuple[int, int], *, limit: int) -> list[StoredRow]:
+        """What was committed behind these ids (:meth:`last_ids`).
+
+        Transitions by their ids and milestones by theirs; between the two, by the clock.
+        """
+        found = [
+            self._stored(
+                sa.select(table).where(table.c.id > last).order_by(table.c.id).limit(limit), read
+            )
+            for table, last, read in (
+                (_transitions, after[0], _stored_transition),
+                (_milestones, after[1], _stored_milestone),
+            )
+        ]
+        return list(heapq.merge(*found, key=lambda row: row.what.at))[:limit]
+
+    def milestones_of_kind(
+        self, kind: str, before: int | None = None, *, limit: int
+    ) -> list[StoredRow]:
+        """Such milestones of all runs, newest first; those before the row with id ``before``."""
+        query = sa.select(_milestones).where(_milestones.c.kind == kind)
+        if before is not None:
+            query = query.where(_milestones.c.id < before)
+        return self._stored(query.order_by(_milestones.c.id.desc()).limit(limit), _stored_milestone)
+
+    def _stored(
+        self, query: sa.Select[Any], read: Callable[[Any], TransitionRow | Milestone]
+    ) -> list[StoredRow]:
+        with self.database.reading() as connection:
+            return [
+                StoredRow(row.id, RunId(row.run), read(row)) for row in connection.execute(query)
+            ]
 
     def add_milestone(self, run: RunId, kind: str, facts: dict[str, Any], *, now: float) -> None:
         """Commit something that happens once in a run; a second time is ignored."""
@@ -400,12 +618,7 @@ class Store:
         """What has happened in a run, by kind."""
         query = sa.select(_milestones).where(_milestones.c.run == run).order_by(_milestones.c.id)
         with self.database.reading() as connection:
-            return {
-                row.kind: Milestone(
-                    row.kind, codec.decode(row.body, limit=_ROW_LIMIT_BYTES), row.at
-                )
-                for row in connection.execute(query)
-            }
+            return {row.kind: _stored_milestone(row) for row in connection.execute(query)}
 
     def commit(
         self, run: RunId, number: RoundNumber, transition: Transition, *, now: float
@@ -430,14 +643,7 @@ class Store:
         """Every transition of a run's rounds, in the order they were committed."""
         query = sa.select(_transitions).where(_transitions.c.run == run).order_by(_transitions.c.id)
         with self.database.reading() as connection:
-            return [
-                TransitionRow(
-                    RoundNumber(row.round),
-                    _transition(row.kind, codec.decode(row.body, limit=_ROW_LIMIT_BYTES)),
-                    row.at,
-                )
-                for row in connection.execute(query)
-            ]
+            return [_stored_transition(row) for row in connection.execute(query)]
 
     def _tell(self, what: Transition | str) -> None:
         for listener in self._listeners:
@@ -457,19 +663,32 @@ def _already_joined(name: DeviceId) -> DataError:
     return DataError(f"a device named {name}, or with this key, has already joined")
 
 
+def _stored_transition(row: Any) -> TransitionRow:
+    body = codec.decode(row.body, limit=_ROW_LIMIT_BYTES)
+    return TransitionRow(RoundNumber(row.round), _transition(row.kind, body), row.at)
+
+
+def _stored_milestone(row: Any) -> Milestone:
+    return Milestone(row.kind, codec.decode(row.body, limit=_ROW_LIMIT_BYTES), row.at)
+
+
 def _hashed(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def _transition(kind: str, body: dict[str, Any]) -> Transition:
     cls = _KINDS[kind]
-    hints = get_type_hints(cls)
-    values = {
-        name: tuple(value) if str(hints[name]).startswith("tuple") else value
-        for name, value in body.items()
-    }
+    tuples = _tuples_of(cls)
+    values = {name: tuple(value) if name in tuples else value for name, value in body.items()}
     built: Transition = cls(**values)
     return built
+
+
+@functools.cache
+def _tuples_of(cls: type) -> frozenset[str]:
+    """Fields that are tuples; to read the annotations takes longer than to read a row."""
+    hints = get_type_hints(cls)
+    return frozenset(name for name, hint in hints.items() if str(hint).startswith("tuple"))
 
 
 def by_round(rows: Sequence[TransitionRow]) -> Iterator[tuple[RoundNumber, list[TransitionRow]]]:

@@ -82,7 +82,7 @@ def test_it_answers_as_soon_as_it_says_that_it_is_ready(tmp_path: Path) -> None:
         token = (up.home / "admin.token").read_text()
         headers = {"Authorization": f"Bearer {token}"}
         answer = httpx.get(up.ready["url"] + "/api/v1/runs", headers=headers, trust_env=False)
-        assert answer.json() == []
+        assert answer.json() == {"items": [], "next": None}
         for secret in ("admin.token", "metrics.token", "identity.key"):
             assert stat.S_IMODE((up.home / secret).stat().st_mode) == 0o600
         assert up.get("/metrics").status_code == 401
@@ -231,7 +231,7 @@ def test_its_audit_log_is_whole_while_it_works_after_a_kill_and_after_it_ended(
         headers = {"Authorization": f"Bearer {(home / 'admin.token').read_text()}"}
         url = up.ready["url"] + "/api/v1/audit"
         page = httpx.get(url, headers=headers, trust_env=False, timeout=60).json()
-        shown = [record["action"] for record in page["records"]]
+        shown = [record["action"] for record in page["items"]]
         os.kill(up.process.pid, signal.SIGTERM)
         assert eventually(lambda: up.process.poll() is not None)
         assert up.process.returncode == 0
@@ -255,6 +255,19 @@ def test_its_audit_log_is_whole_while_it_works_after_a_kill_and_after_it_ended(
     assert "record 3 of the audit log" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert path.read_bytes() == changed
+
+
+def test_whoever_follows_its_events_is_told_that_it_ends(tmp_path: Path) -> None:
+    with running(tmp_path / "home") as up:
+        head = {"Authorization": f"Bearer {(up.home / 'admin.token').read_text()}"}
+        url = up.ready["url"] + "/api/v1/events"
+        with httpx.stream("GET", url, headers=head, trust_env=False, timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("id: ")
+            os.kill(up.process.pid, signal.SIGTERM)
+            assert 'data: {"reason":"the coordinator stops"}' in list(lines)
+        assert eventually(lambda: up.process.poll() is not None)
+        assert up.process.returncode == 0
 
 
 def test_a_broker_that_dies_is_started_again_on_the_same_port(tmp_path: Path) -> None:

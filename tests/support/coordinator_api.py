@@ -10,12 +10,15 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from coordinator.api.app import Services, create_app
+from coordinator.api.management import Management
 from coordinator.exposition import Exposition
+from coordinator.feed import Feed, live_states
 from coordinator.fleet.transport_fleet import TransportFleet
 from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.serving_metrics import ServingMetrics
 from coordinator.inference.text_services import TextServices
 from coordinator.store.store import Store
+from coordinator.usage import Meters, UsageBook
 from shared.crypto.identity import Identity, format_public
 from shared.transport.memory import MemoryNetwork
 from shared.wire.envelope import Post
@@ -31,7 +34,14 @@ SCRAPER = "s3cret-of-prometheus"
 class Api:
     """An application over a real store and fleet, on a clock of its own."""
 
-    def __init__(self, folder: Path, texts: TextServices | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        texts: TextServices | None = None,
+        *,
+        most_listeners: int = 64,
+        room: int = 1000,
+    ) -> None:
         self.clock = VirtualClock(start_s=1000.0)
         self.store = Store(f"sqlite:///{folder / 'store.db'}", folder)
         self.base = make_base(folder / "base")
@@ -49,9 +59,19 @@ class Api:
         self.ready = False
         exposition = Exposition()
         metrics = ServingMetrics(exposition)
+        self.usage = UsageBook(folder, now=self.clock.now, write_s=3600.0)
         self.engine = ScriptedEngine(slots=2)
-        self.desk = FrontDesk({self.engine.card.name: self.engine}, meter=metrics)
+        self.desk = FrontDesk(
+            {self.engine.card.name: self.engine}, meter=Meters(metrics, self.usage)
+        )
         metrics.watch(self.desk)
+        self.feed = Feed(
+            self.store,
+            lambda: live_states(self.fleet, self.desk, texts or TextServices()),
+            most=most_listeners,
+            room=room,
+            look_s=0.05,
+        )
         self.app: FastAPI = create_app(
             Services(
                 store=self.store,
@@ -69,12 +89,20 @@ class Api:
                 metrics_token=SCRAPER,
                 read_audit=lambda *, after, limit: [],
                 texts=texts or TextServices(),
+                management=Management(self.feed, self.usage, folder / "models"),
             )
         )
         self.client = TestClient(self.app, raise_server_exceptions=False)
 
     def get(self, path: str) -> Any:
         return self.client.get(path, headers=HEADERS)
+
+    def items(self, path: str) -> list[Any]:
+        """The first page of a listing, which is all of it."""
+        answer = self.get(path)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["next"] is None
+        return list(answer.json()["items"])
 
     def post(self, path: str, body: object) -> Any:
         return self.client.post(path, json=body, headers=HEADERS)

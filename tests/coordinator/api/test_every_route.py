@@ -25,7 +25,12 @@ from coordinator.api.roles import PERMISSIONS, ROLES_OF_KEYS, Role, routes_of, u
 from tests.support.coordinator_api import SCRAPER, TOKEN, Api
 
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("POST", "/api/v1/devices/join")}
-"""What answers without a credential. A device that joins has only its one-time secret."""
+OPEN |= {
+    ("GET", f"/api/v1/docs{file}")
+    for file in ("", "/page.js", "/swagger-ui-bundle.js", "/swagger-ui.css")
+}
+"""What answers without a credential. A device that joins has only its one-time secret, and a page
+in a browser cannot send any; what it shows it reads with one."""
 
 KEYS = "/api/v1/keys"
 MAY: dict[Role, Callable[[str, str], bool]] = {
@@ -37,7 +42,7 @@ MAY: dict[Role, Callable[[str, str], bool]] = {
     Role.AUDITOR: lambda method, path: (
         method == "GET" and path in {KEYS, "/api/v1/audit", "/api/v1/openapi.json"}
     ),
-    Role.CALLER: lambda method, path: path.startswith("/v1/"),
+    Role.CALLER: lambda method, path: path.startswith("/v1/") or path == "/api/v1/usage",
     Role.DEVICE: lambda method, path: False,
     Role.METRICS: lambda method, path: path == "/metrics",
 }
@@ -108,11 +113,16 @@ class World:
         sent: list[Message] = []
 
         async def receive() -> Message:
-            return {"type": "http.request", "body": b"{}", "more_body": False}
+            # Whoever has said all it has to say leaves: a stream would go on for ever.
+            if body:
+                return {"type": "http.request", "body": body.pop(), "more_body": False}
+            await asyncio.sleep(0.01)
+            return {"type": "http.disconnect"}
 
         async def send(message: Message) -> None:
             sent.append(message)
 
+        body = [b"{}"]
         scope = {
             "type": "http",
             "asgi": {"version": "3.0"},
@@ -128,7 +138,7 @@ class World:
             "server": ("127.0.0.1", 8443),
         }
         await self.api.app(scope, receive, send)
-        start = sent[0]
+        start = sent[0] if sent else {"status": 499, "headers": []}
         given = {name.decode().lower(): value.decode() for name, value in start["headers"]}
         return Got(start["status"], given, b"".join(each.get("body", b"") for each in sent))
 
