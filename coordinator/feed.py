@@ -235,17 +235,18 @@ def live_states(fleet: TransportFleet, desk: FrontDesk, texts: TextServices) -> 
         f"device {name}": ("device", {"device": name, "state": fleet.state(name)})
         for name in fleet.known()
     }
-    for card in (
-        *(engine.card for engine in desk.engines.values()),
-        *(model.card for model in texts.served),
-    ):
-        facts = {"model": card.name, "state": card.state, "reason": card.reason}
-        states[f"engine {card.name}"] = ("engine", facts)
+    cards = [
+        *((card.name, card.state, card.reason) for card in (e.card for e in desk.engines.values())),
+        *((card.name, card.state, card.reason) for card in (m.card for m in texts.served)),
+    ]
+    for name, state, reason in cards:
+        facts = {"model": name, "state": state, "reason": reason}
+        states[f"engine {name}"] = ("engine", facts)
     return states
 
 
 async def _told(listener: _Listener, place: Place, beat_s: float) -> AsyncGenerator[Told, None]:
-    while not listener.ended:
+    while True:
         while listener.news:
             news = listener.news.popleft()
             if news.id is None:
@@ -255,12 +256,12 @@ async def _told(listener: _Listener, place: Place, beat_s: float) -> AsyncGenera
                 yield Told(news.kind, news.text, place)
         listener.woken.clear()
         if listener.ended:
-            break
+            yield Told("end", _json({"reason": listener.ended}))
+            return
         try:
             await asyncio.wait_for(listener.woken.wait(), beat_s)
         except TimeoutError:
             yield Told("beat", "")
-    yield Told("end", _json({"reason": listener.ended}))
 
 
 def _news_of(row: StoredRow) -> _News:

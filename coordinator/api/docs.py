@@ -79,7 +79,8 @@ def docs_routes() -> APIRouter:
     Raises:
         DependencyMissing: the assets are not installed.
     """
-    folder = Path(require("fastapi_offline", extra="coordinator").__file__).parent / "static"
+    library: Any = require("fastapi_offline", extra="coordinator")
+    folder = Path(library.__file__).parent / "static"
     router = APIRouter(include_in_schema=False)
 
     @router.get("/docs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,13 @@ def test_a_listener_that_comes_back_again_and_again_misses_nothing(store: Store,
     for number in range(1, 5):
         commit(store, number)
 
+    def write(numbers: Iterable[int]) -> None:
+        for number in numbers:
+            commit(store, number)
+
     async def story() -> list[Told]:
         feed = Feed(store, dict)
-        writing = asyncio.create_task(
-            asyncio.to_thread(lambda: [commit(store, number) for number in range(5, last + 1)])
-        )
+        writing = asyncio.create_task(asyncio.to_thread(write, range(5, last + 1)))
         told: list[Told] = []
         place: Place = (0, 0)
         while last not in numbers(told):
@@ -158,13 +160,16 @@ def test_there_are_so_many_places_and_a_closed_feed_has_none(store: Store) -> No
         feed = Feed(store, dict, most=2)
         async with aclosing(feed.listen()) as first:
             await anext(first)
-            assert not feed.is_full
+            full = [feed.is_full]
             async with aclosing(feed.listen()) as second:
                 await anext(second)
-                assert feed.is_full
-            assert not feed.is_full
+                full.append(feed.is_full)
+                third = [event async for event in feed.listen()]
+            full.append(feed.is_full)
             await asyncio.to_thread(feed.close)
-            assert feed.is_full
+            full.append(feed.is_full)
+            assert full == [False, True, False, True]
+            assert [event.kind for event in third] == ["begin", "end"]
             async with asyncio.timeout(PATIENCE_S):
                 return [event async for event in first]
 

@@ -166,7 +166,8 @@ def test_a_client_that_reads_nothing_keeps_nobody_waiting(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("shown", ["x", "1", "1-", "-1-1", "1-1-1", "9" * 20 + "-1", "１-１"])
 def test_an_id_of_no_event_here_is_refused(api: Api, shown: str) -> None:
-    answer = api.client.get(PATH, headers={**HEADERS, "Last-Event-ID": shown.encode()})  # type: ignore[dict-item]
+    head = {name.encode(): value.encode() for name, value in HEADERS.items()}
+    answer = api.client.get(PATH, headers={**head, b"Last-Event-ID": shown.encode()})
     assert answer.status_code == 422
     assert "Last-Event-ID" in problem(answer)["detail"]
 

@@ -138,7 +138,8 @@ class World:
             "server": ("127.0.0.1", 8443),
         }
         await self.api.app(scope, receive, send)
-        start = sent[0] if sent else {"status": 499, "headers": []}
+        nothing: Message = {"status": 499, "headers": []}
+        start = sent[0] if sent else nothing
         given = {name.decode().lower(): value.decode() for name, value in start["headers"]}
         return Got(start["status"], given, b"".join(each.get("body", b"") for each in sent))
 

@@ -124,7 +124,10 @@ def test_a_device_shows_what_the_broker_sees_of_it(api: Api) -> None:
     is_present(api, "idle")
     under_way(api)
     api.store.commit(RunId("run"), RoundNumber(1), rounds.Closed(("kitchen",)), now=8.0)
-    second = [rounds.Invited(("kitchen",), 9.0), rounds.DeviceDeclined("kitchen", "data", "none")]
+    second: list[rounds.Transition] = [
+        rounds.Invited(("kitchen",), 9.0),
+        rounds.DeviceDeclined("kitchen", "data", "none"),
+    ]
     for row in second:
         api.store.commit(RunId("run"), RoundNumber(2), row, now=9.0)
     shown = api.get("/api/v1/devices/kitchen").json()
