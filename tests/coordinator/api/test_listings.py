@@ -244,6 +244,7 @@ def forged(*parts: object) -> str:
         "cursor=" + forged("devices"),
         "cursor=" + forged("devices", "a\ud800"),
         "cursor=" + forged("devices", "a\0"),
+        "cursor=" + forged("devices", "a") + "!",
         "cursor=" + forged("keys", 3),
         "cursor=" + forged("runs-newest", float("nan"), "a"),
         "cursor=" + forged("runs-newest", 10**30, "a"),
