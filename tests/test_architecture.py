@@ -43,6 +43,7 @@ _ROWS = {
     "coordinator/store/migrations/__init__.py",
     "coordinator/store/migrations/versions/r0003_devices_runs_rounds.py",
     "coordinator/store/migrations/versions/r0004_api_keys.py",
+    "coordinator/store/migrations/versions/r0006_key_roles.py",
     "coordinator/store/store.py",
     "coordinator/store/tables.py",
 }
@@ -52,6 +53,7 @@ HOMES = {
         "coordinator/store/migrations/versions/r0003_devices_runs_rounds.py",
         "coordinator/store/migrations/versions/r0004_api_keys.py",
         "coordinator/store/migrations/versions/r0005_signpost.py",
+        "coordinator/store/migrations/versions/r0006_key_roles.py",
     },
     "amqtt": {"coordinator/broker/amqtt_main.py"},
     "dp_accounting": {"sim/bench/accountant.py"},

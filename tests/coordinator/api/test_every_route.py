@@ -32,15 +32,15 @@ OPEN |= {
 """What answers without a credential. A device that joins has only its one-time secret, and a page
 in a browser cannot send any; what it shows it reads with one."""
 
-KEYS = "/api/v1/keys"
+KEYS, AUDIT = "/api/v1/keys", "/api/v1/audit"
 MAY: dict[Role, Callable[[str, str], bool]] = {
     Role.ADMIN: lambda method, path: True,
-    Role.OPERATOR: lambda method, path: not path.startswith((KEYS, "/metrics")),
+    Role.OPERATOR: lambda method, path: not path.startswith((KEYS, AUDIT, "/metrics")),
     Role.VIEWER: lambda method, path: (
-        method == "GET" and not path.startswith((KEYS, "/metrics", "/v1/collections"))
+        method == "GET" and not path.startswith((KEYS, AUDIT, "/metrics", "/v1/collections"))
     ),
     Role.AUDITOR: lambda method, path: (
-        method == "GET" and path in {KEYS, "/api/v1/audit", "/api/v1/openapi.json"}
+        method == "GET" and path in {KEYS, AUDIT, "/api/v1/openapi.json"}
     ),
     Role.CALLER: lambda method, path: path.startswith("/v1/") or path == "/api/v1/usage",
     Role.DEVICE: lambda method, path: False,

@@ -224,12 +224,12 @@ def test_an_older_backup_is_restored_by_a_newer_program(
 ) -> None:
     newer = with_another(
         tmp_path / "migrations",
-        """
+        f"""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006"
-down_revision = "0005"
+revision = "9998"
+down_revision = "{newest_revision()}"
 
 def upgrade():
     op.add_column("devices", sa.Column("note", sa.Text, server_default="old"))
@@ -239,16 +239,16 @@ def upgrade():
     database = Database(target.url)
     with database.reading() as connection:
         asked = "SELECT name, note, version_num FROM devices, alembic_version"
-        assert connection.exec_driver_sql(asked).all() == [("kitchen", "old", "0006")]
+        assert connection.exec_driver_sql(asked).all() == [("kitchen", "old", "9998")]
     database.close()
 
 
 def test_a_backup_of_a_newer_program_is_refused(saved: Path, target: Place) -> None:
     def of_the_future(manifest: dict[str, Any]) -> None:
-        manifest["revision"] = "0099"
+        manifest["revision"] = "9999"
         manifest["made_at"] = NOW + 60
 
-    with refused(target, "revision 0099, which this program does not know", "clock"):
+    with refused(target, "revision 9999, which this program does not know", "clock"):
         restore(target, rewritten(saved, of_the_future))
     with refused(target, "format 2, this program knows 1"):
         restore(target, rewritten(saved, lambda manifest: manifest.update(format=2)))
@@ -759,6 +759,7 @@ def test_the_manifest_says_what_is_in_it(saved: Path) -> None:
         "devices": 1,
         "join_tokens": 1,
         "api_keys": 0,
+        "api_key_roles": 0,
         "runs": 1,
         "milestones": 1,
         "transitions": 2,
