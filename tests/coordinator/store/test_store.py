@@ -301,3 +301,62 @@ def test_a_key_is_kept_as_it_is_and_once(store: Store) -> None:
     assert store.api_keys() == [other, revoked]
     assert not revoked.opens(1.0)
     assert [other.opens(now) for now in (8.9, 9.0)] == [True, False]
+
+
+# Pages of what there is
+
+
+NAMES = ["a", "a-b", "ab", "b", "a0", "z-", "0"]
+
+
+def test_names_come_in_pages_in_the_order_of_their_letters(store: Store) -> None:
+    for number, name in enumerate(NAMES):
+        token = store.new_token(expires_at=9.0)
+        store.join(token, DeviceId(name), key(number), now=1.0)
+        store.add_key(dataclasses.replace(KEY, name=name, secret_sha256=f"{number:064}"))
+    for limit in (1, 3, 7):
+        devices: list[str] = []
+        while some := store.devices_after(devices[-1] if devices else "", limit=limit):
+            devices += [device.name for device in some]
+        keys: list[str] = []
+        while page := store.api_keys(keys[-1] if keys else "", limit):
+            keys += [each.name for each in page]
+        assert devices == keys == sorted(NAMES)
+    assert store.count_devices() == len(NAMES)
+    found = store.device("a-b")
+    assert found is not None
+    assert found.name == "a-b"
+    assert store.device("a-c") is None
+
+
+def test_runs_come_in_pages_of_either_order_and_open_ones_alone(store: Store) -> None:
+    for number, name in enumerate(NAMES):
+        store.add_run(RunId(name), "{}", DIGEST, now=float(number // 2))
+    store.add_milestone(RunId("ab"), "finished", {"adapter": DIGEST}, now=9.0)
+    every = sorted((row.submitted_at, row.run) for row in store.runs())
+    for newest in (False, True):
+        found: list[tuple[float, str]] = []
+        while page := store.runs_after(found[-1] if found else None, limit=3, newest=newest):
+            found += [(row.submitted_at, str(row.run)) for row in page]
+        assert found == sorted(every, reverse=newest)
+    assert {row.run for row in store.open_runs(limit=100)} == {run for _, run in every} - {"ab"}
+
+
+def test_what_was_committed_is_read_from_a_place_on(store: Store) -> None:
+    begin = store.last_ids()
+    first, second = RoundNumber(1), RoundNumber(2)
+    store.add_milestone(RUN, "started", {"adapter": DIGEST}, now=1.0)
+    store.commit(RUN, first, Planned(DIGEST), now=2.0)
+    store.commit(RUN, second, Planned(DIGEST), now=3.0)
+    store.commit(RUN, first, UpdateStored("kitchen", DIGEST), now=4.0)
+    rows = store.committed_after(begin, limit=10)
+    assert [row.what.at for row in rows] == [1.0, 2.0, 3.0, 4.0]
+    assert store.committed_after(store.last_ids(), limit=10) == []
+    one, two, three = (row for row in store.transitions_after(RUN, limit=10))
+    assert [each.what.at for each in (one, two, three)] == [2.0, 4.0, 3.0]
+    assert store.transitions_after(RUN, (1, one.id), limit=1) == [two]
+    assert store.count_transitions(RUN, 1)["Planned"].rows == 1
+    (started,) = store.milestones_of_kind("started", limit=5)
+    assert started.run == RUN
+    assert store.milestones_of_kind("started", started.id, limit=5) == []
+    assert store.progress([RUN])[RUN].round == 2
