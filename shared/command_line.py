@@ -25,7 +25,7 @@ COMMANDS: Final[Table] = {
     "up": ("coordinator.commands:up", "Start a coordinator with its broker"),
     "run": ("coordinator.commands:run", "Federated runs: submit, ls, show, logs, stop"),
     "device": ("coordinator.commands:device", "The fleet: token, ls"),
-    "key": ("coordinator.commands:key", "Keys for the language model's API: add, ls, revoke"),
+    "key": ("coordinator.commands:key", "Keys for the HTTP API: add, ls, rotate, revoke"),
     "backup": ("coordinator.store.commands:backup", "A coordinator into one file"),
     "restore": ("coordinator.store.commands:restore", "A coordinator out of such a file"),
     "model": (

@@ -117,7 +117,7 @@ def test_rows_may_be_kept_in_postgresql_and_its_password_is_kept_to_ourselves(
                 ) as api:
                     body = {"name": f"key-{number}", "days": None, "priority": 0}
                     assert api.post("/api/v1/keys", json=body).is_success
-                    listed = api.get("/api/v1/keys").json()
+                    listed = api.get("/api/v1/keys").json()["items"]
                 assert [key["name"] for key in listed] == ["key-1", "key-2"][:number]
                 shown = [process.command for process in up.children]
                 shown += [json.dumps(up.ready), (tmp_path / "log").read_text()]
@@ -151,7 +151,7 @@ def test_it_is_backed_up_while_it_runs_and_restored_as_itself(tmp_path: Path) ->
     with running(new) as up:
         assert up.ready["public_key"] == public
         url = up.ready["url"] + "/api/v1/keys"  # and the token is the same
-        listed = httpx.get(url, headers=headers, trust_env=False).json()
+        listed = httpx.get(url, headers=headers, trust_env=False).json()["items"]
         assert [key["name"] for key in listed] == ["notes"]
 
 
