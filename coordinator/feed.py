@@ -191,7 +191,10 @@ class Feed:
             begun.set()
             while True:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(woken.wait(), self._look_s)
+                    # Not wait_for, which before Python 3.12 drops a cancellation that comes
+                    # together with what it waits for: a stream would go on for ever.
+                    async with asyncio.timeout(self._look_s):
+                        await woken.wait()
                 woken.clear()
                 place = await self._read_rows(place)
                 if time.monotonic() - looked_at >= self._look_s:
@@ -259,7 +262,8 @@ async def _told(listener: _Listener, place: Place, beat_s: float) -> AsyncGenera
             yield Told("end", _json({"reason": listener.ended}))
             return
         try:
-            await asyncio.wait_for(listener.woken.wait(), beat_s)
+            async with asyncio.timeout(beat_s):
+                await listener.woken.wait()
         except TimeoutError:
             yield Told("beat", "")
 

@@ -124,7 +124,8 @@ class EventStream(Response):
                 if told.kind == "beat" and time.monotonic() - sent_at < self._beat_s:
                     continue
                 part = {"type": "http.response.body", "body": _written(told), "more_body": True}
-                await asyncio.wait_for(send(part), self._stalled_s)
+                async with asyncio.timeout(self._stalled_s):
+                    await send(part)
                 sent_at = time.monotonic()
                 if told.kind == "end":
                     break

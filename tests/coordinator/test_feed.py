@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from coordinator.federation import rounds
-from coordinator.feed import Feed, Place, Told
+from coordinator.feed import Feed, Place, Told, _Listener, _told
 from coordinator.store.store import Store
 from shared.types import Digest, RoundNumber, RunId
 from tests.support.coordinator_plans import small_plan
@@ -193,3 +193,24 @@ def test_a_store_that_fails_ends_every_stream_and_the_next_listener_is_served(
     ended, told = asyncio.run(story())
     assert "ask again" in ended[-1].text
     assert numbers(told) == [1]
+
+
+@pytest.mark.parametrize("steps", range(5))
+def test_who_leaves_at_the_moment_of_an_event_has_left(steps: int) -> None:
+    async def leave() -> bool:
+        listener = _Listener(room=10)
+
+        async def follow() -> None:
+            async for _ in _told(listener, (0, 0), 60.0):
+                pass
+
+        following = asyncio.create_task(follow())
+        await asyncio.sleep(0.01)
+        listener.woken.set()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        following.cancel()
+        await asyncio.wait({following}, timeout=5.0)
+        return following.cancelled()
+
+    assert asyncio.run(leave())
