@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 up = typer.Typer(add_completion=False)
 run = typer.Typer(help="Federated runs.", no_args_is_help=True)
 device = typer.Typer(help="The fleet.", no_args_is_help=True)
-key = typer.Typer(help="Keys for the language model's API.", no_args_is_help=True)
+key = typer.Typer(help="Keys for the HTTP API.", no_args_is_help=True)
 
 Home = Annotated[Path, typer.Option(envvar="LLMOS_HOME", help="The coordinator's folder.")]
 Url = Annotated[str, typer.Option(envvar="LLMOS_URL", help="The coordinator's address.")]
@@ -33,6 +33,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 DEFAULT_HOME = Path("~/.llmos/coordinator")
 DEFAULT_URL = "http://127.0.0.1:8443"
+PAGE = 200
+"""As many items as a page may have."""
 WORTH_SAYING = 0.001
 """A share of saturated values above this is shown: it costs accuracy, and a wider range cures it."""
 
@@ -74,6 +76,13 @@ def start(
         typer.Option(
             envvar="LLMOS_VECTORS",
             help="postgresql://… with pgvector, for collections of passages; else files in the home.",
+        ),
+    ] = "",
+    store: Annotated[
+        str,
+        typer.Option(
+            envvar="LLMOS_STORE",
+            help="postgresql://… for devices, keys, runs and rounds; else a file in the home.",
         ),
     ] = "",
     engine: Annotated[
@@ -139,6 +148,7 @@ def start(
         encoder=encoder,
         reader=reader,
         vectors=vectors,
+        store_at=store,
         serving=Serving(
             model=model,
             engine_kind=engine,
@@ -211,6 +221,21 @@ class Client:
         """GET, as JSON."""
         return self._ask("GET", path)
 
+    def items(self, path: str) -> list[Any]:
+        """GET a whole listing, page by page."""
+        found: list[Any] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            page = self.page(path, cursor)
+            found += page["items"]
+            cursor = page["next"]
+        return found
+
+    def page(self, path: str, cursor: str) -> Any:
+        """GET one page of a listing, as large as there are; the first for an empty cursor."""
+        joint = "&" if "?" in path else "?"
+        return self.get(f"{path}{joint}limit={PAGE}" + (f"&cursor={cursor}" if cursor else ""))
+
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """POST a JSON body, as JSON."""
         return self._ask("POST", path, json=body)
@@ -276,15 +301,14 @@ def submit_run(
 @run.command("ls")
 def list_runs(home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List runs."""
-    views = Client.of_home(home, url).get("/api/v1/runs")
+    views = Client.of_home(home, url).items("/api/v1/runs?order=oldest")
     if as_json:
         typer.echo(json.dumps(views))
         return
     table = Table("run", "state", "rounds", "accuracy")
     for view in views:
-        judged = [r["accuracy"][""] for r in view["rounds"] if r["accuracy"]]
-        accuracy = f"{judged[-1]:.3f}" if judged else "-"
-        table.add_row(view["run"], view["state"], str(len(view["rounds"])), accuracy)
+        accuracy = f"{view['accuracy']['']:.3f}" if view["accuracy"] else "-"
+        table.add_row(view["run"], view["state"], f"{view['round']}/{view['rounds']}", accuracy)
     Console().print(table)
 
 
@@ -325,15 +349,20 @@ def show_logs(
     """Print what happened in a run, oldest first."""
     from coordinator.store.store import ENDINGS
 
-    client, shown = Client.of_home(home, url), 0
+    client, cursor, shown, over = Client.of_home(home, url), "", 0, False
     while True:
-        events = client.get(f"/api/v1/runs/{name}/events")
-        for event in events[shown:]:
+        # The last page is asked for again: what is added comes behind what it had.
+        page = client.page(f"/api/v1/runs/{name}/events", cursor)
+        for event in page["items"][shown:]:
             typer.echo(json.dumps(event, ensure_ascii=False) if as_json else _as_line(event))
-        shown = len(events)
-        if not follow or any(event["event"] in ENDINGS for event in events):
+            over = over or event["event"] in ENDINGS
+        shown = len(page["items"])
+        if page["next"] is not None:
+            cursor, shown = page["next"], 0
+        elif not follow or over:
             return
-        time.sleep(1.0)
+        else:
+            time.sleep(1.0)
 
 
 def _as_line(event: dict[str, Any]) -> str:
@@ -371,7 +400,7 @@ def list_devices(
     home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
     """List the devices that joined."""
-    devices = Client.of_home(home, url).get("/api/v1/devices")
+    devices = Client.of_home(home, url).items("/api/v1/devices")
     if as_json:
         typer.echo(json.dumps(devices))
         return
@@ -384,6 +413,20 @@ def list_devices(
 @key.command("add")
 def add_key(
     name: Annotated[str, typer.Argument(help="Whose it is: 1 to 48 of a-z, 0-9 and hyphens.")],
+    role: Annotated[
+        str,
+        typer.Option(help="caller (asks models), viewer, auditor, operator, admin or device."),
+    ] = "caller",
+    models: Annotated[
+        str, typer.Option(help="Those it may ask, by commas; NAME* is all that begin so; else all.")
+    ] = "",
+    tasks: Annotated[
+        str,
+        typer.Option(help="Those it may ask, by commas: classify, answer, recommend; else all."),
+    ] = "",
+    collections: Annotated[
+        str, typer.Option(help="Those it may use, by commas; NAME* is all that begin so; else all.")
+    ] = "",
     days: Annotated[float, typer.Option(help="How long it is valid; 0: for ever.")] = 0.0,
     priority: Annotated[
         int, typer.Option(help="-10 to 10: higher goes first; 0 is everybody's.")
@@ -398,9 +441,13 @@ def add_key(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key for /v1 and print it, this once."""
+    """Make a key and print it, this once."""
     body = {
         "name": name,
+        "role": role,
+        "models": _names(models),
+        "tasks": _names(tasks),
+        "collections": _names(collections),
         "days": days or None,
         "priority": priority,
         "tokens_per_minute": tokens_per_minute,
@@ -410,19 +457,29 @@ def add_key(
     typer.echo(json.dumps(made) if as_json else made["key"])
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 @key.command("ls")
 def list_keys(home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List all keys that were ever made, without their secrets."""
-    keys = Client.of_home(home, url).get("/api/v1/keys")
+    keys = Client.of_home(home, url).items("/api/v1/keys")
     if as_json:
         typer.echo(json.dumps(keys))
         return
-    table = Table("key", "begins", "state", "priority", "tokens a minute", "cache")
+    table = Table("key", "role", "for", "begins", "state", "priority", "tokens a minute", "cache")
     for entry in keys:
         quota = entry["tokens_per_minute"] or "-"
         shared = "public" if entry["public_cache"] else "own"
-        cells = (entry["name"], f"{entry['prefix']}…", _key_state(entry), entry["priority"])
-        table.add_row(*(escape(str(cell)) for cell in (*cells, quota, shared)))
+        narrowed = "; ".join(
+            f"{kind} {', '.join(entry[kind])}"
+            for kind in ("models", "tasks", "collections")
+            if entry[kind]
+        )
+        cells = (entry["name"], entry["role"], narrowed or "-", f"{entry['prefix']}…")
+        more = (_key_state(entry), entry["priority"], quota, shared)
+        table.add_row(*(escape(str(cell)) for cell in (*cells, *more)))
     Console().print(table)
 
 
@@ -431,8 +488,12 @@ def _key_state(entry: dict[str, Any]) -> str:
         return "revoked"
     if entry["expires_at"] is None:
         return "valid"
-    day = datetime.fromtimestamp(entry["expires_at"], UTC).strftime("%Y-%m-%d %H:%MZ")
+    day = _as_day(entry["expires_at"])
     return f"until {day}" if entry["expires_at"] > time.time() else f"expired {day}"
+
+
+def _as_day(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%MZ")
 
 
 @key.command("revoke")
@@ -440,3 +501,21 @@ def revoke_key(name: str, home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL) -> 
     """Revoke a key; within a second it opens nothing. Its name is not given again."""
     Client.of_home(home, url).delete(f"/api/v1/keys/{quote(name, safe='')}")
     typer.echo(f"revoked {name}")
+
+
+@key.command("rotate")
+def rotate_key(
+    name: str,
+    overlap: Annotated[
+        float, typer.Option(help="Hours that the old secret goes on; 0: it ends at once.")
+    ] = 24.0,
+    home: Home = DEFAULT_HOME,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Give a key another secret and print it, this once. Role, quota and name stay."""
+    body = {"overlap_hours": overlap}
+    made = Client.of_home(home, url).post(f"/api/v1/keys/{quote(name, safe='')}/rotate", body)
+    typer.echo(json.dumps(made) if as_json else made["key"])
+    if not as_json:
+        typer.echo(f"the old secret ends {_as_day(made['former_ends_at'])}", err=True)

@@ -55,6 +55,8 @@ from shared.actors import Workbench
 from shared.config import read_json
 from shared.crypto.sum_cipher import Adder, Scheme
 from shared.errors import (
+    AlreadyOpened,
+    AlreadyReleased,
     CohortTooSmall,
     ConfigError,
     GateRefused,
@@ -170,6 +172,7 @@ class Conductor:
         self._waiting_since = bench.now()
         self._settled = RoundNumber(0)
         self._failed_in_a_row = 0
+        self._learnt = False
         self._invited = 0
         self._reported = 0
         self._moments = ServerState.initial()
@@ -597,11 +600,13 @@ class Conductor:
 
     def _next_round(self, round_: Round) -> bool:
         self._settle(round_)
-        if self._failed_in_a_row >= min(MAX_FAILED_ROUNDS, self.plan.job.training.rounds):
+        last = round_.number >= self.plan.job.training.rounds
+        too_many = min(MAX_FAILED_ROUNDS, self.plan.job.training.rounds)
+        if self._failed_in_a_row >= too_many or (last and not self._learnt):
             assert round_.failure is not None
             self._end("failed", code=round_.failure.code, reason=round_.failure.reason)
             return False
-        if round_.number >= self.plan.job.training.rounds:
+        if last:
             self._end("finished")
             return False
         self._plan_round(RoundNumber(round_.number + 1))
@@ -733,12 +738,13 @@ class Conductor:
         self._reported += len(round_.updates)
         if round_.result is not None:
             self._failed_in_a_row = 0
+            self._learnt = True
             self._adapter = round_.result.adapter
             self._judged = _as_judged(round_.result.accuracy, round_.result.loss)
             self._moments = ServerState.from_bytes(
                 self._store.blob(round_.result.moments).read_bytes()
             )
-        else:
+        elif not _was_spent(round_):
             self._failed_in_a_row += 1
         if self._updates is not None:
             self._updates.discard()
@@ -805,3 +811,16 @@ def _as_judged(accuracy: Mapping[str, float], loss: float) -> Accuracy:
     """What was written down about an adapter; how many examples there were is not needed again."""
     groups = {name: value for name, value in accuracy.items() if name}
     return Accuracy(accuracy[""], groups, loss, count=0)
+
+
+def _was_spent(round_: Round) -> bool:
+    """Whether a round had been conducted before, by this coordinator in a life that was lost.
+
+    After a restore from a backup, devices have released their updates of the rounds since, and the
+    key holder has opened the sums: each of these rounds fails, and says nothing of the next.
+    """
+    failure = round_.failure
+    return failure is not None and (
+        failure.code == AlreadyOpened.code
+        or any(row.code == AlreadyReleased.code for row in round_.declined.values())
+    )

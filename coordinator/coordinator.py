@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 
 from coordinator.conductor import Conductor
-from coordinator.fleet.transport_fleet import TransportFleet
+from coordinator.fleet.transport_fleet import AnswersWith, TransportFleet
 from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.questions import Questions
 from coordinator.probe import MakeModel
@@ -207,7 +207,9 @@ class Coordinator:
     def _about_answers(self, device: DeviceId, message: Answering | Question) -> None:
         if isinstance(message, Question):
             self._questions.asked(device, message)
-        elif self._releases is not None:
+            return
+        self.fleet.set_answering(device, AnswersWith(message.adapter, message.manifest))
+        if self._releases is not None:
             self._releases.heard(device, message)
 
     def _answer_late(self, device: DeviceId, envelope: Envelope, message: Contribution) -> None:

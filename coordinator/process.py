@@ -5,17 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Final
 
 import structlog
 
 from coordinator.api.app import Services, create_app
+from coordinator.api.management import Management
+from coordinator.audit.audited_store import AuditedStore, Written, catch_up
+from coordinator.audit.chain import Action, Entry, Fact
+from coordinator.audit.log import AuditLog
+from coordinator.audit.sink import COORDINATOR
 from coordinator.broker.embedded import EmbeddedBroker
 from coordinator.coordinator import Coordinator
 from coordinator.exposition import Exposition
 from coordinator.federation_metrics import FederationMetrics
+from coordinator.feed import Feed, live_states
 from coordinator.inference.answer_cache import AnswerCache, MemoryStore
 from coordinator.inference.engines import Serving
 from coordinator.inference.front_desk import FrontDesk
@@ -25,7 +31,8 @@ from coordinator.inference.run_heads import run_heads
 from coordinator.inference.serve_texts import NO_ENCODER, serve_texts
 from coordinator.inference.serving_metrics import ServingMetrics
 from coordinator.registry.release_worker import release_maker
-from coordinator.store.store import Store
+from coordinator.store.database import store_url
+from coordinator.usage import Meters, UsageBook
 from shared.actors import ActorLoop
 from shared.config import parse_address
 from shared.crypto.identity import Identity, fingerprint, format_public, parse_public
@@ -35,6 +42,7 @@ from shared.loopback import LOOPBACK, served
 from shared.models.model_worker import ModelWorker
 from shared.service import announced_ready, home_lock, secret_token, serve
 from shared.transport.mqtt import MqttTransport
+from shared.types import PublicKey
 from shared.wire.envelope import Post
 
 log = structlog.get_logger()
@@ -52,6 +60,7 @@ def run_coordinator(
     encoder: str = NO_ENCODER,
     reader: str = "",
     vectors: str = "",
+    store_at: str = "",
 ) -> None:
     """Run a coordinator until SIGINT or SIGTERM. Call on the main thread.
 
@@ -70,15 +79,18 @@ def run_coordinator(
         reader: Folder or hub id of the model that finds answers in passages; empty for none.
         vectors: URL of a PostgreSQL with pgvector that keeps collections of passages; empty
             keeps them in the home.
+        store_at: URL of a PostgreSQL that keeps the rows; empty keeps them in the home. Blobs are
+            files in the home anyway.
 
     Raises:
         ConfigError: a port is taken, an address or key is malformed, or options of ``serving``
             contradict each other.
         ModelError: a model is neither a folder with one nor written like a hub id.
         BrokerUnavailable: there is no broker and none can be started.
-        StorageError: the home cannot be used.
+        StorageError: the home or the store cannot be used, or the audit log is damaged.
     """
     holder = parse_public(key_holder) if key_holder else None
+    rows_at = store_url(store_at, home)
     serving = serving or Serving()
     engine = serving.engine(home / "models", prefixes="" if cache in _NOT_SHARED else cache)
     with ExitStack() as stack:
@@ -88,11 +100,12 @@ def run_coordinator(
         if answers is not None:
             stack.callback(answers.close)
         engines = {engine.card.name: engine} if engine is not None else {}
-        desk = FrontDesk(engines, cache=answers, meter=metrics)
+        usage = UsageBook(home, now=time.time)
+        stack.callback(usage.close)
+        desk = FrontDesk(engines, cache=answers, meter=Meters(metrics, usage))
         metrics.watch(desk)
         identity = Identity.load_or_create(home / "identity.key")
-        store = Store(f"sqlite:///{home / 'store.db'}", home)
-        stack.callback(store.close)
+        audit, store = stack.enter_context(_audited_store(rows_at, home, identity, holder))
         if broker:
             kind, (broker_host, broker_port) = "external", parse_address(broker)
         else:
@@ -129,6 +142,7 @@ def run_coordinator(
             find_head=run_heads(store),
             on_nodes=serving.encoders(),
         )
+        feed = Feed(store, lambda: live_states(coordinator.fleet, desk, texts.services))
         app = create_app(
             Services(
                 store=store,
@@ -145,6 +159,9 @@ def run_coordinator(
                 metrics=exposition,
                 metrics_token=secret_token(home / "metrics.token"),
                 texts=texts.services,
+                audit=audit,
+                read_audit=audit.page,
+                management=Management(feed, usage, home / "models"),
             )
         )
         listening = stack.enter_context(served(app, port, extra="coordinator"))
@@ -158,6 +175,8 @@ def run_coordinator(
         }
         stack.enter_context(announced_ready(home, facts))
         log.info("coordinator.ready", **facts)
+        # Ended before the server is, which waits for answers that are under way.
+        stack.callback(feed.close)
         stack.callback(texts.close)
         texts.start()
         if engine is not None:
@@ -174,6 +193,27 @@ def _answer_cache(where: str) -> AnswerCache | None:
     if where == "none":
         return None
     return AnswerCache(MemoryStore() if where == "memory" else RedisStore(where))
+
+
+@contextmanager
+def _audited_store(
+    url: str, home: Path, identity: Identity, key_holder: PublicKey | None
+) -> Iterator[tuple[AuditLog, AuditedStore]]:
+    """The audit log and the store, which agree; beginning and end are written down."""
+    written = Written()
+    with AuditLog(home / "audit", identity, told=written.take) as audit:
+        store = AuditedStore(url, home, audit=audit)
+        with closing(store), store.database.claimed():
+            facts: dict[str, Fact] = {"caught_up": catch_up(store, written, audit)}
+            del written  # it grows with the log
+            if key_holder is not None:
+                facts["key_holder"] = fingerprint(key_holder)
+            audit.record(Entry(Action.COORDINATOR_STARTED, COORDINATOR, "", facts))
+            audit.checkpoint()  # a log without any could be cut to nothing
+            try:
+                yield audit, store
+            finally:
+                audit.record(Entry(Action.COORDINATOR_STOPPED, COORDINATOR))
 
 
 @contextmanager

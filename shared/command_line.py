@@ -14,15 +14,20 @@ import click
 
 from shared.errors import DependencyMissing, LlmOsError
 
-COMMANDS: Final[dict[str, tuple[str, str]]] = {
+Table = dict[str, tuple[str, str]]
+"""Name → where its Typer application is, and one line of help."""
+
+COMMANDS: Final[Table] = {
     "demo": ("sim.commands:demo", "The whole story on this machine, offline"),
     "sim": ("sim.commands:sim", "Simulate a fleet: sim run SCENARIO"),
-    "audit": ("sim.audit.commands:audit", "Look for leaks: audit leak SCENARIO"),
+    "audit": ("", "Is the audit log whole, do models leak: audit verify, show, leak"),
     "bench": ("sim.bench.commands:bench", "Measurements: bench edge"),
     "up": ("coordinator.commands:up", "Start a coordinator with its broker"),
     "run": ("coordinator.commands:run", "Federated runs: submit, ls, show, logs, stop"),
     "device": ("coordinator.commands:device", "The fleet: token, ls"),
-    "key": ("coordinator.commands:key", "Keys for the language model's API: add, ls, revoke"),
+    "key": ("coordinator.commands:key", "Keys for the HTTP API: add, ls, rotate, revoke"),
+    "backup": ("coordinator.store.commands:backup", "A coordinator into one file"),
+    "restore": ("coordinator.store.commands:restore", "A coordinator out of such a file"),
     "model": (
         "coordinator.registry.commands:model",
         "The registry: import, make-tiny, make-reader, ls, show",
@@ -33,25 +38,45 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     ),
     "keyholder": ("shared.key_holder.commands:keyholder", "For whoever holds the keys"),
 }
-"""Name → where its Typer application is, and one line of help."""
+"""What has no place is a group with a table of its own in ``GROUPS``."""
+
+GROUPS: Final[dict[str, Table]] = {
+    "audit": {
+        "verify": ("coordinator.audit.commands:verify", "Is the coordinator's audit log whole?"),
+        "show": ("coordinator.audit.commands:show", "Who did what to the coordinator"),
+        "export": ("coordinator.audit.commands:export", "The audit log as JSON lines"),
+        "checkpoint": ("coordinator.audit.commands:checkpoint", "A line for an auditor to keep"),
+        "leak": ("sim.audit.commands:leak", "Look for leaks: audit leak SCENARIO"),
+    },
+}
+"""Groups whose commands live in several packages, so that none of these has to know another."""
 
 
 class LazyGroup(click.Group):
-    """Lists commands from the table and imports one when it is used."""
+    """Lists commands from a table and imports one when it is used."""
+
+    def __init__(self, *args: Any, table: Table = COMMANDS, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.table = table
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of the table."""
-        return list(COMMANDS)
+        return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one sub-command."""
-        entry = COMMANDS.get(cmd_name)
+        if self.table is COMMANDS and cmd_name in GROUPS:
+            summary = COMMANDS[cmd_name][1]
+            return LazyGroup(
+                cmd_name, table=GROUPS[cmd_name], help=f"{summary}.", no_args_is_help=True
+            )
+        entry = self.table.get(cmd_name)
         return _loaded(entry[0], cmd_name) if entry is not None else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table; nothing is imported for it."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+            formatter.write_dl([(name, summary) for name, (_, summary) in self.table.items()])
 
 
 def _loaded(place: str, name: str) -> click.Command:
@@ -70,12 +95,18 @@ def _loaded(place: str, name: str) -> click.Command:
 _EXTRA: Final = {
     "demo": "demo",
     "sim": "sim",
-    "audit": "sim",
+    "verify": "coordinator",
+    "show": "coordinator",
+    "export": "coordinator",
+    "checkpoint": "coordinator",
+    "leak": "sim",
     "bench": "sim",
     "up": "coordinator",
     "run": "coordinator",
     "device": "coordinator",
     "key": "coordinator",
+    "backup": "coordinator",
+    "restore": "coordinator",
     "model": "coordinator",
     "edge": "edge",
     "keyholder": "crypto",

@@ -6,10 +6,12 @@
     ├── DataError                a data file or example store cannot be used as it is
     ├── ModelError               a base model is unknown, absent or not the one that was pinned
     ├── StorageError             the disk refused: full, read-only or damaged
+    │   └── AuditDamaged           the audit log was altered, cut, or broke other than at its torn end
     ├── BrokerUnavailable        no MQTT broker answers where one was expected
     ├── CoordinatorUnavailable   no coordinator answers where one was expected
     ├── ChildDied                a worker process ended before it answered
-    ├── AccessDenied             the caller showed no valid credential for this
+    ├── AccessDenied             the caller showed no valid credential
+    │   └── NotPermitted           the credential is valid, and does not reach that far
     ├── ProtocolError            a peer sent what the wire format does not allow
     │   ├── UndecodableMessage     the bytes are not a message
     │   ├── BadSignature           the signature does not belong to these bytes and this sender
@@ -104,6 +106,19 @@ class StorageError(LlmOsError):
     retryable = True
 
 
+class AuditDamaged(StorageError):
+    """The audit log was altered, cut, or broke other than at its torn last record."""
+
+    code = "storage.audit"
+    retryable = False
+
+    def __init__(self, why: str, *, record: int) -> None:
+        place = f"record {record} of the audit log" if record else "the audit log"
+        super().__init__(f"{place}: {why}")
+        self.why = why
+        self.record = record
+
+
 class BrokerUnavailable(LlmOsError):
     """No MQTT broker answers where one was expected."""
 
@@ -126,9 +141,15 @@ class ChildDied(LlmOsError):
 
 
 class AccessDenied(LlmOsError):
-    """The caller showed no valid credential for this."""
+    """The caller showed no valid credential."""
 
     code = "access_denied"
+
+
+class NotPermitted(AccessDenied):
+    """The credential is valid, and does not reach that far."""
+
+    code = "access_denied.not_permitted"
 
 
 class ProtocolError(LlmOsError):

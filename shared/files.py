@@ -4,7 +4,8 @@ F1  after :func:`write_durably` returns, the file survives power loss
 F2  a reader sees the old file or the new one, never half of either
 F3  a full or read-only disk is a :class:`~shared.errors.StorageError` that
     says so, and leaves no temporary file behind
-F4  a folder made with :func:`appearing_folder` is there whole or not at all
+F4  a folder made with :func:`appearing_folder`, and a file written piece by piece in
+    :func:`appearing_file`, is there whole or not at all
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from shared.errors import StorageError
 from shared.types import Digest
@@ -98,6 +99,32 @@ def move_durably(source: Path, target: Path) -> None:
         with source.open("rb+") as file:
             os.fsync(file.fileno())
         source.replace(target)
+        sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def appearing_file(target: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """Give a file its name, replacing one that has it, when all of it is on disk (F4).
+
+    Yields:
+        Where to write it.
+
+    Raises:
+        StorageError: the disk refused; ``target`` is as it was.
+    """
+    with disk_errors(target):
+        make_folder(target.parent)
+        new = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+            with os.fdopen(descriptor, "wb+") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(target)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
         sync_folder(target.parent)
 
 

@@ -29,7 +29,12 @@ def served(app: Any, port: int, *, extra: str, **options: Any) -> Iterator[int]:
         DependencyMissing: the server is not installed.
     """
     uvicorn = require("uvicorn", extra=extra)
-    listener = socket.socket()
+    from shared.http_connections import BACKLOG, HEAD_BYTES, KEEP_ALIVE_S, BoundedConnection
+
+    # Named as TCP: asyncio turns Nagle's algorithm off on such sockets alone, and with it every
+    # answer on a connection that stays open waits 40 ms for the client's delayed ACK (measured:
+    # 48 ms instead of 3 for /healthz).
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((LOOPBACK, port))
@@ -40,7 +45,13 @@ def served(app: Any, port: int, *, extra: str, **options: Any) -> Iterator[int]:
     # Nothing here speaks over web sockets; looking for a library that could costs an import and,
     # with some, a warning.
     quiet = {"log_config": None, "access_log": False, "ws": "none"}
-    server = uvicorn.Server(uvicorn.Config(app, **quiet | options))
+    bounds = {
+        "http": BoundedConnection,
+        "backlog": BACKLOG,
+        "timeout_keep_alive": KEEP_ALIVE_S,
+        "h11_max_incomplete_event_size": HEAD_BYTES,
+    }
+    server = uvicorn.Server(uvicorn.Config(app, **quiet | bounds | options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

@@ -118,6 +118,15 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]
 
 
 @pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """URL of a PostgreSQL with pgvector. Mark tests ``postgres``."""
+    from tests.support.postgres import running_postgres
+
+    with running_postgres() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
 def simulated_twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """Two reports of the small story over the memory transport. Mark tests ``model``."""
     from tests.support.stories import simulate_small_story

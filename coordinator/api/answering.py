@@ -65,8 +65,8 @@ async def answered_whole(request: Request, answer: Answer) -> Response:
         LlmOsError: as :meth:`~coordinator.inference.engine.Engine.stream`.
     """
     try:
-        return JSONResponse(await _while_there(request.receive, _collected(answer)))
-    except _ClientGone:
+        return JSONResponse(await while_there(request.receive, _collected(answer)))
+    except ClientGone:
         return Response(status_code=_CLIENT_CLOSED)
 
 
@@ -84,8 +84,8 @@ class StreamedAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send what comes, for as long as the client is there."""
         try:
-            await _while_there(receive, self._send(scope, receive, send))
-        except _ClientGone:
+            await while_there(receive, self._send(scope, receive, send))
+        except ClientGone:
             return
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -217,11 +217,11 @@ def _part(body: bytes) -> dict[str, Any]:
     return {"type": "http.response.body", "body": body, "more_body": True}
 
 
-class _ClientGone(Exception):
+class ClientGone(Exception):
     """Nobody is there any more to hear the answer."""
 
 
-async def _while_there(receive: Receive, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+async def while_there(receive: Receive, work: Coroutine[Any, Any, ResultT]) -> ResultT:
     """Do something for a client, and cancel it as soon as the client is gone (A2).
 
     ``receive`` is the request's, whose body has been read.
@@ -231,7 +231,7 @@ async def _while_there(receive: Receive, work: Coroutine[Any, Any, ResultT]) -> 
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise _ClientGone
+            raise ClientGone
         return working.result()
     finally:
         working.cancel()

@@ -1,4 +1,4 @@
-"""The coordinator over HTTP: runs, devices, health. Everything else is denied.
+"""The coordinator over HTTP: the application, with runs, devices and health.
 
 Handlers translate: HTTP in, one call into the coordinator's own modules, HTTP
 out. They are plain functions, which the framework runs on worker threads, so
@@ -10,31 +10,39 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response, status
-from pydantic import BaseModel, Field
+from fastapi import APIRouter, FastAPI, Response, status
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.api import problems
 from coordinator.api.access import Access
-from coordinator.api.bodies import BoundedBodies
+from coordinator.api.audit import ReadAudit, audit_routes
 from coordinator.api.chat import chat_routes
 from coordinator.api.collections import collection_routes
 from coordinator.api.embeddings import embedding_routes
+from coordinator.api.gate import Gate
 from coordinator.api.keys import key_routes
+from coordinator.api.listings import listing_routes
+from coordinator.api.management import Management, management_routes
+from coordinator.api.openapi_document import openapi_document
 from coordinator.api.request_ids import RequestIds
+from coordinator.api.roles import unlisted
 from coordinator.api.tasks import task_routes
+from coordinator.audit.chain import Action, Entry
+from coordinator.audit.sink import AuditSink, NoAudit, acting
 from coordinator.exposition import CONTENT_TYPE, Exposition
-from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
-from coordinator.inference.front_desk import Caller, FrontDesk
+from coordinator.fleet.transport_fleet import TransportFleet
+from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.text_services import TextServices
 from coordinator.store.store import Store
 from coordinator.submission import MAX_PROBE_EXAMPLES, submit
-from coordinator.views import run_events, view_run
+from coordinator.views import view_run
 from shared.config import read
 from shared.crypto.identity import fingerprint, format_public, parse_public
 from shared.data_files import Example
-from shared.errors import AccessDenied, ConfigError, DataError
+from shared.errors import ConfigError, DataError
 from shared.job import Job
 from shared.types import DeviceId, PublicKey, RunId
 from shared.wire import topics
@@ -60,7 +68,11 @@ class Services:
             :class:`~shared.errors.RunNotFound` or another :class:`~shared.errors.RoundError`.
         metrics: For Prometheus; ``None`` shows none.
         metrics_token: Opens ``/metrics`` and nothing else; empty opens nothing.
+        management: What the routes for consoles need besides; ``None`` has no such routes.
         texts: Encoder, reader and collections, those that there are.
+        audit: Where it is written down what is asked for and changes no row by itself; the store
+            sees to the rest.
+        read_audit: A page of the audit log; ``None``: there is none.
     """
 
     store: Store
@@ -76,11 +88,16 @@ class Services:
     adapter_of: Callable[[RunId], bytes]
     metrics: Exposition | None = None
     metrics_token: str = ""
+    management: Management | None = None
     texts: TextServices = dataclasses.field(default_factory=TextServices)
+    audit: AuditSink = dataclasses.field(default_factory=NoAudit)
+    read_audit: ReadAudit | None = None
 
 
 class NewRun(BaseModel):
     """A job with the public examples that judge it."""
+
+    model_config = ConfigDict(extra="forbid")
 
     job: dict[str, Any] = Field(description="The tables of job.toml")
     probe: list[tuple[str, str, str]] = Field(
@@ -93,11 +110,15 @@ class NewRun(BaseModel):
 class Stop(BaseModel):
     """Why a run is to end."""
 
+    model_config = ConfigDict(extra="forbid")
+
     reason: str = Field(default="stopped by an operator", max_length=500)
 
 
 class NewToken(BaseModel):
     """How long a join token stays valid."""
+
+    model_config = ConfigDict(extra="forbid")
 
     valid_s: float = Field(default=900.0, gt=0, le=7 * 24 * 3600)
 
@@ -111,61 +132,42 @@ class Join(BaseModel):
 
 
 def create_app(services: Services) -> FastAPI:
-    """The application.
-
-    Every route under ``/api`` but joining needs the admin token, those under ``/v1`` that or an
-    API key, ``/metrics`` that or the token for metrics.
-    """
-    app = FastAPI(title="LLM OS coordinator", version="1", openapi_url=None)
+    """The application. Who may use which route is in :mod:`coordinator.api.roles`."""
+    # Without redirects a path with a slash too many is one that there is not, as for the gate.
+    app = FastAPI(title="LLM OS coordinator", version="1", openapi_url=None, redirect_slashes=False)
     problems.install(app)
-
     access = Access(
         services.store,
         admin_token=services.admin_token,
         metrics_token=services.metrics_token,
         now=services.now,
     )
-    app.add_middleware(
-        BoundedBodies,
-        is_admin=access.is_admin,
-        is_caller=lambda shown: access.caller(shown) is not None,
-    )
+    app.add_middleware(Gate, identify=access.principal)
     app.add_middleware(RequestIds)
-
-    def authorised(authorization: Annotated[str, Header()] = "") -> None:
-        if not access.is_admin(authorization):
-            raise AccessDenied("show the admin token as 'Authorization: Bearer …'")
-
-    async def caller_of(request: Request) -> Caller:
-        """On whose behalf a language model is asked."""
-        caller = access.caller(request.headers.get("authorization", ""))
-        if caller is None:
-            raise AccessDenied(
-                "show an API key as 'Authorization: Bearer …': 'llmos key add NAME' makes one"
-            )
-        return caller
-
-    async def remembered(request: Request) -> None:
-        """Let the routes about texts find their caller (:func:`coordinator.api.texts.caller_of`)."""
-        request.state.caller = await caller_of(request)
-
     app.include_router(_health(services))
-    app.include_router(_joining(services), prefix="/api/v1")
-    guarded = [Depends(authorised)]
-    app.include_router(_devices(services), prefix="/api/v1", dependencies=guarded)
-    app.include_router(_runs(services), prefix="/api/v1", dependencies=guarded)
-    app.include_router(key_routes(access), prefix="/api/v1", dependencies=guarded)
-    app.include_router(chat_routes(services, caller_of), prefix="/v1")
+    for router in (_joining(services), _devices(services), _runs(services), key_routes(access)):
+        app.include_router(router, prefix="/api/v1")
+    if services.read_audit is not None:
+        app.include_router(audit_routes(services.read_audit), prefix="/api/v1")
+    app.include_router(listing_routes(services), prefix="/api/v1")
+    app.include_router(chat_routes(services), prefix="/v1")
     for routes in (embedding_routes, task_routes, collection_routes):
-        app.include_router(routes(services.texts), prefix="/v1", dependencies=[Depends(remembered)])
+        app.include_router(routes(services.texts), prefix="/v1")
+    if services.management is not None:
+        app.include_router(
+            management_routes(services, services.management, access), prefix="/api/v1"
+        )
     if services.metrics is not None:
-        app.include_router(_metrics(services.metrics, access))
+        app.include_router(_metrics(services.metrics))
 
-    @app.get("/api/v1/openapi.json", dependencies=guarded, include_in_schema=False)
-    def openapi() -> dict[str, Any]:
+    @app.get("/api/v1/openapi.json", include_in_schema=False)
+    def show_document() -> dict[str, Any]:
         """What this page of the API looks like to a machine."""
-        return app.openapi()
+        return document
 
+    if missing := unlisted(app):
+        raise RuntimeError(f"routes without a line in the table of roles: {sorted(missing)}")
+    document = openapi_document(app)
     return app
 
 
@@ -185,14 +187,12 @@ def _health(services: Services) -> APIRouter:
     return router
 
 
-def _metrics(metrics: Exposition, access: Access) -> APIRouter:
+def _metrics(metrics: Exposition) -> APIRouter:
     router = APIRouter(tags=["health"])
 
-    @router.get("/metrics", response_class=Response)
-    def read_metrics(authorization: Annotated[str, Header()] = "") -> Response:
+    @router.get("/metrics", response_class=PlainTextResponse)
+    def read_metrics() -> Response:
         """What serving and federated rounds do, in Prometheus' text format."""
-        if not access.may_read_metrics(authorization):
-            raise AccessDenied("show the token in metrics.token as 'Authorization: Bearer …'")
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     return router
@@ -222,24 +222,6 @@ def _joining(services: Services) -> APIRouter:
 def _devices(services: Services) -> APIRouter:
     router = APIRouter(tags=["devices"])
 
-    @router.get("/devices")
-    def list_devices() -> list[dict[str, Any]]:
-        """Every device that joined, and whether it is present."""
-        found = []
-        for device in services.store.devices():
-            heard_at, state = services.fleet.heard(device.name)
-            silent_s = services.now() - heard_at
-            found.append(
-                {
-                    "name": device.name,
-                    "public_key": format_public(device.public_key),
-                    "fingerprint": fingerprint(device.public_key),
-                    "joined_at": device.joined_at,
-                    "state": state if silent_s <= PRESENT_S else "away",
-                }
-            )
-        return found
-
     @router.post("/devices/tokens", status_code=status.HTTP_201_CREATED)
     def new_token(body: NewToken) -> dict[str, Any]:
         """A one-time token with the coordinator's fingerprint inside, so that a device can pin it."""
@@ -254,20 +236,10 @@ def _runs(services: Services) -> APIRouter:
     router = APIRouter(tags=["runs"])
     store = services.store
 
-    @router.get("/runs")
-    def list_runs() -> list[dict[str, Any]]:
-        """All runs, oldest first."""
-        return [dataclasses.asdict(view_run(store, row)) for row in store.runs()]
-
     @router.get("/runs/{run}")
     def show_run(run: str) -> dict[str, Any]:
         """One run with its rounds."""
         return dataclasses.asdict(view_run(store, store.run(RunId(run))))
-
-    @router.get("/runs/{run}/events")
-    def list_events(run: str) -> list[dict[str, Any]]:
-        """Everything that happened in a run, oldest first."""
-        return run_events(store, store.run(RunId(run)))
 
     @router.post("/runs", status_code=status.HTTP_201_CREATED)
     def submit_run(body: NewRun) -> dict[str, Any]:
@@ -289,7 +261,9 @@ def _runs(services: Services) -> APIRouter:
     @router.post("/runs/{run}/stop", status_code=status.HTTP_202_ACCEPTED)
     def stop_run(run: str, body: Stop) -> dict[str, str]:
         """End a run; what it has learnt so far stays."""
-        services.stop_run(store.run(RunId(run)).run, body.reason)
+        name = store.run(RunId(run)).run
+        services.audit.record(Entry(Action.RUN_STOP_ASKED, acting.get(), name))
+        services.stop_run(name, body.reason)
         return {"run": run}
 
     return router

@@ -7,17 +7,17 @@ and ``answering`` brings the one to the other.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from coordinator.api.answering import Answer, StreamedAnswer, answered_whole
 from coordinator.api.embeddings import encoder_entries
 from coordinator.api.openai_answers import ChatDialect, CompletionDialect, Dialect, model_entry
 from coordinator.api.openai_bodies import ChatRequest, CompletionRequest
 from coordinator.api.openai_errors import OpenAiRoute, Refused
+from coordinator.api.texts import caller_of, check_scope, scopes_of
 from coordinator.inference.engine import Engine, ServedAdapter
 from coordinator.inference.front_desk import Caller
 from shared.types import RunId
@@ -25,54 +25,53 @@ from shared.types import RunId
 if TYPE_CHECKING:
     from coordinator.api.app import Services
 
+EITHER: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {"application/json": {}, "text/event-stream": {}}}
+}
+"""How what is answered is written: whole, or as server-sent events."""
+
 PUBLIC: Final = "public"
 """The word under which callers share what was computed, if they say so."""
 
 
-def chat_routes(
-    services: Services, caller_of: Callable[..., Caller | Awaitable[Caller]]
-) -> APIRouter:
-    """``/models``, ``/chat/completions`` and ``/completions``.
-
-    ``caller_of`` is a dependency of the framework that says on whose behalf a request is made,
-    and refuses strangers.
-    """
+def chat_routes(services: Services) -> APIRouter:
+    """``/models``, ``/chat/completions`` and ``/completions``."""
     router = APIRouter(tags=["language model"], route_class=OpenAiRoute)
-    on_behalf = Depends(caller_of)
 
-    @router.get("/models", dependencies=[on_behalf])
-    async def list_models() -> dict[str, Any]:
-        """The models that are served; ``state`` says whether one answers."""
-        engines = services.desk.engines.values()
-        conversing = [model_entry(engine.card) for engine in engines]
-        return {"object": "list", "data": [*conversing, *encoder_entries(services.texts)]}
+    @router.get("/models")
+    async def list_models(request: Request) -> dict[str, Any]:
+        """The models that are served and that the caller may ask; ``state`` says whether one answers."""
+        conversing = [model_entry(engine.card) for engine in services.desk.engines.values()]
+        entries = [*conversing, *encoder_entries(services.texts)]
+        scopes = scopes_of(request)
+        shown = [entry for entry in entries if scopes.allow("models", entry["id"])]
+        return {"object": "list", "data": shown}
 
-    @router.get("/models/{model:path}", dependencies=[on_behalf])
-    async def show_model(model: str) -> dict[str, Any]:
+    @router.get("/models/{model:path}")
+    async def show_model(model: str, request: Request) -> dict[str, Any]:
         """One model, or one with the adapter of a run: ``name:run``."""
+        check_scope(request, "models", model, param="model")
         for entry in encoder_entries(services.texts):
             if entry["id"] == model:
                 return entry
         engine, _ = await _find(services, model)
         return model_entry(engine.card) | {"id": model}
 
-    @router.post("/chat/completions", response_model=None)
-    async def chat(request: Request, body: ChatRequest, caller: Caller = on_behalf) -> Response:
+    @router.post("/chat/completions", response_model=None, responses=EITHER)
+    async def chat(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation, whole or as server-sent events."""
-        dialect = ChatDialect(logprobs=bool(body.logprobs))
-        return await answer(request, body, caller, dialect)
+        return await answer(request, body, ChatDialect(logprobs=bool(body.logprobs)))
 
-    @router.post("/completions", response_model=None)
-    async def complete(
-        request: Request, body: CompletionRequest, caller: Caller = on_behalf
-    ) -> Response:
+    @router.post("/completions", response_model=None, responses=EITHER)
+    async def complete(request: Request, body: CompletionRequest) -> Response:
         """Continue texts, whole or as server-sent events."""
-        dialect = CompletionDialect(body.echoed, logprobs=body.logprobs)
-        return await answer(request, body, caller, dialect)
+        return await answer(request, body, CompletionDialect(body.echoed, logprobs=body.logprobs))
 
     async def answer(
-        request: Request, body: ChatRequest | CompletionRequest, caller: Caller, dialect: Dialect
+        request: Request, body: ChatRequest | CompletionRequest, dialect: Dialect
     ) -> Response:
+        check_scope(request, "models", body.model, param="model")
+        caller = caller_of(request)
         engine, adapter = await _find(services, body.model)
         name = engine.card.name
         asked = body.requests(engine.card, adapter, share=share_of(caller))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import APIRouter, Request
 from fastapi import Path as InPath
 from pydantic import AfterValidator, Field
 
 from coordinator.api.openai_errors import Body, OpenAiRoute
-from coordinator.api.texts import Text, caller_of
+from coordinator.api.texts import Text, caller_of, check_model, check_scope, scopes_of
 from coordinator.inference.text_services import TextServices
 from coordinator.retrieval.vectors import CollectionCard, Hit, Passage
+
+if TYPE_CHECKING:
+    from coordinator.retrieval.library import Library
 
 DOCUMENTS_LIMIT: Final = 1000
 """In one request; a collection takes many."""
@@ -74,31 +77,42 @@ def collection_routes(services: TextServices) -> APIRouter:
     """``/collections`` and below."""
     router = APIRouter(prefix="/collections", tags=["collections"], route_class=OpenAiRoute)
 
+    def library_for(name: str, request: Request) -> tuple[Library, str]:
+        """Where the caller's collections are, and under which owner."""
+        check_scope(request, "collections", name, param="collection")
+        return services.a_library(), caller_of(request).name
+
     @router.get("")
     def list_collections(request: Request) -> dict[str, Any]:
         """The caller's collections."""
         library, owner = services.a_library(), caller_of(request).name
         return {
             "object": "list",
-            "data": [_collection(card, count) for card, count in library.shown(owner)],
+            "data": [
+                _collection(card, count)
+                for card, count in library.shown(owner)
+                if scopes_of(request).allow("collections", card.name)
+            ],
         }
 
     @router.get("/{name}")
     def show_collection(name: Name, request: Request) -> dict[str, Any]:
         """One collection."""
-        library, owner = services.a_library(), caller_of(request).name
+        library, owner = library_for(name, request)
         return _collection(library.card(owner, name), library.count(owner, name))
 
     @router.delete("/{name}")
     def drop_collection(name: Name, request: Request) -> dict[str, Any]:
         """Remove a collection with all in it."""
-        services.a_library().drop(caller_of(request).name, name)
+        library, owner = library_for(name, request)
+        library.drop(owner, name)
         return {"object": "collection", "name": name, "deleted": True}
 
     @router.post("/{name}/documents")
     async def add_documents(name: Name, body: NewDocuments, request: Request) -> dict[str, Any]:
         """Embed passages and keep them; the first ones make the collection."""
-        library, owner = services.a_library(), caller_of(request).name
+        library, owner = library_for(name, request)
+        check_model(request, None, services.an_encoder())
         passages = [Passage(each.id, each.text, each.metadata) for each in body.documents]
         tokens = await library.add(owner, name, passages)
         count = await asyncio.to_thread(library.count, owner, name)
@@ -108,14 +122,15 @@ def collection_routes(services: TextServices) -> APIRouter:
     @router.delete("/{name}/documents")
     def delete_documents(name: Name, body: GoneDocuments, request: Request) -> dict[str, Any]:
         """Remove passages; ids that there are none of are no error."""
-        library, owner = services.a_library(), caller_of(request).name
+        library, owner = library_for(name, request)
         gone = library.delete(owner, name, body.ids)
         return {"object": "collection", "name": name, "deleted": gone}
 
     @router.post("/{name}/search")
     async def search(name: Name, body: SearchRequest, request: Request) -> dict[str, Any]:
         """The passages nearest to a query, nearest first."""
-        library, owner = services.a_library(), caller_of(request).name
+        library, owner = library_for(name, request)
+        check_model(request, None, services.an_encoder())
         hits = await library.search(owner, name, body.query, top=body.top)
         return {"object": "list", "data": [found(hit) for hit in hits]}
 

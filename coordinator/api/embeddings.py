@@ -7,7 +7,7 @@ import base64
 import json
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from coordinator.api.openai_errors import Body, OpenAiRoute, bad
@@ -58,10 +58,10 @@ def embedding_routes(services: TextServices) -> APIRouter:
     router = APIRouter(tags=["texts"], route_class=OpenAiRoute)
 
     @router.post("/embeddings")
-    async def embed(body: EmbeddingRequest) -> Response:
+    async def embed(body: EmbeddingRequest, request: Request) -> Response:
         """Embed texts; every embedding has length 1."""
         encoder = services.an_encoder()
-        check_model(body.model, encoder)
+        check_model(request, body.model, encoder)
         texts = body.texts()
         features = encoder.card.features
         if body.dimensions is not None and features is not None:

@@ -1,4 +1,4 @@
-"""What all routes that OpenAI's clients use have in common: bounded bodies, and errors they read.
+"""What all routes that OpenAI's clients use have in common: errors they read.
 
 H1  what cannot be done is refused by the field's name, never ignored
 H2  errors have the shape that OpenAI's clients read, and say when to come again
@@ -20,8 +20,6 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from coordinator.api.problems import retry_headers, status_of
 from shared.errors import LlmOsError
-
-MAX_BODY_BYTES: Final = 4_000_000
 
 _MAX_NAMED: Final = 10
 """Problems of one body that are named; a list of a million wrong things has as many."""
@@ -60,25 +58,6 @@ def bad(param: str, message: str, *, code: str = "invalid_value") -> Refused:
     return Refused(HTTPStatus.BAD_REQUEST, f"{param}: {message}", param=param, code=code)
 
 
-class _BoundedRequest(Request):
-    """A request whose body is read no further than it may be long."""
-
-    async def body(self) -> bytes:
-        if not hasattr(self, "_body"):
-            read = bytearray()
-            async for chunk in self.stream():
-                read += chunk
-                if len(read) > MAX_BODY_BYTES:
-                    raise Refused(
-                        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                        f"a request has at most {MAX_BODY_BYTES} bytes",
-                        param=None,
-                        code="too_large",
-                    )
-            self._body = bytes(read)
-        return self._body
-
-
 class OpenAiRoute(APIRoute):
     """A route whose errors have OpenAI's shape (H2)."""
 
@@ -88,15 +67,17 @@ class OpenAiRoute(APIRoute):
 
         async def handler(request: Request) -> Response:
             try:
-                return await handle(_BoundedRequest(request.scope, request.receive))
+                return await handle(request)
             except RequestValidationError as err:
                 return _malformed(err)
             except Refused as err:
                 status = HTTPStatus(err.status_code)
                 return error(status, str(err.detail), param=err.param, code=err.code)
             except AnyHTTPException as err:
-                # The framework's: JSON nested too deep, bytes that are no text, a body too long.
-                return error(HTTPStatus(err.status_code), str(err.detail), code="request")
+                # JSON nested too deep, bytes that are no text; from the gate, a body too long.
+                status = HTTPStatus(err.status_code)
+                long = status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+                return error(status, str(err.detail), code="too_large" if long else "request")
             except LlmOsError as err:
                 return refusal(err, path=self.path)
 

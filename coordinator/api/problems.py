@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from fastapi import FastAPI, Request
@@ -25,6 +25,7 @@ STATUS: Final[dict[type[errors.LlmOsError], HTTPStatus]] = {
     errors.StorageError: HTTPStatus.INSUFFICIENT_STORAGE,
     errors.ChildDied: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.AccessDenied: HTTPStatus.UNAUTHORIZED,
+    errors.NotPermitted: HTTPStatus.FORBIDDEN,
     errors.ProtocolError: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.PrivacyError: HTTPStatus.FORBIDDEN,
     errors.CohortTooSmall: HTTPStatus.CONFLICT,
@@ -74,7 +75,7 @@ def install(app: FastAPI) -> None:
         log.info("request.refused", code=err.code, path=path, status=int(status))
         hidden = status is HTTPStatus.INTERNAL_SERVER_ERROR
         detail = status.phrase if hidden else str(err)
-        return _problem(
+        return problem(
             status, err.code, detail, retryable=err.retryable, headers=retry_headers(err)
         )
 
@@ -84,21 +85,23 @@ def install(app: FastAPI) -> None:
             f"{'.'.join(str(part) for part in e['loc'][1:]) or 'body'}: {e['msg']}"
             for e in err.errors()
         ]
-        return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, "request", "; ".join(problems))
+        return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "request", "; ".join(problems))
 
     @app.exception_handler(HTTPException)
     async def framework(_: Request, err: HTTPException) -> JSONResponse:
-        return _problem(HTTPStatus(err.status_code), "request", str(err.detail))
+        return problem(HTTPStatus(err.status_code), "request", str(err.detail))
 
 
-def _problem(
+def problem(
     status: HTTPStatus,
     code: str,
     detail: str,
     *,
     retryable: bool = False,
     headers: Mapping[str, str] | None = None,
+    members: Mapping[str, Any] | None = None,
 ) -> JSONResponse:
+    """A problem document; ``members`` are what it has besides those of every one."""
     challenge = {"WWW-Authenticate": "Bearer"} if status is HTTPStatus.UNAUTHORIZED else {}
     return JSONResponse(
         {
@@ -108,6 +111,7 @@ def _problem(
             "detail": detail.encode(errors="backslashreplace").decode(),
             "status": int(status),
             "retryable": retryable,
+            **(members or {}),
         },
         status_code=status,
         headers={**challenge, **(headers or {})},

@@ -11,7 +11,14 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from coordinator.api.collections import DEFAULT_TOP, NAME_PATTERN, TOP_LIMIT, found
 from coordinator.api.openai_errors import Body, OpenAiRoute, bad
-from coordinator.api.texts import NAME_CHARACTERS_LIMIT, Text, caller_of, check_model, sensible
+from coordinator.api.texts import (
+    NAME_CHARACTERS_LIMIT,
+    Text,
+    caller_of,
+    check_model,
+    check_scope,
+    sensible,
+)
 from coordinator.inference.recommend import profile, rank, recency_weights
 from coordinator.inference.run_heads import Head
 from coordinator.inference.text_services import TextServices
@@ -102,26 +109,29 @@ def task_routes(services: TextServices) -> APIRouter:
     router = APIRouter(prefix="/tasks", tags=["texts"], route_class=OpenAiRoute)
 
     @router.post("/classify")
-    async def classify(body: ClassifyRequest) -> dict[str, Any]:
+    async def classify(body: ClassifyRequest, request: Request) -> dict[str, Any]:
         """Sort texts into the labels that a finished run has learnt."""
-        return await _classify(services, body)
+        return await _classify(services, body, request)
 
     @router.post("/answer")
     async def answer(body: AnswerRequest, request: Request) -> dict[str, Any]:
         """Find where passages answer a question; no answer is an empty list."""
-        return await _answer(services, body, caller_of(request).name)
+        return await _answer(services, body, request)
 
     @router.post("/recommend")
     async def recommend(body: RecommendRequest, request: Request) -> dict[str, Any]:
         """Rank items for somebody's history; the same request gives the same ranking."""
-        return await _recommend(services, body, caller_of(request).name)
+        return await _recommend(services, body, request)
 
     return router
 
 
-async def _classify(services: TextServices, body: ClassifyRequest) -> dict[str, Any]:
+async def _classify(
+    services: TextServices, body: ClassifyRequest, request: Request
+) -> dict[str, Any]:
+    check_scope(request, "tasks", "classify", param="task")
     encoder = services.an_encoder()
-    check_model(body.model, encoder)
+    check_model(request, body.model, encoder)
     if body.run is not None and body.adapter is not None:
         raise bad("adapter", "run and adapter both say whose labels: send one")
     if services.find_head is None:
@@ -143,17 +153,20 @@ async def _classify(services: TextServices, body: ClassifyRequest) -> dict[str, 
     }
 
 
-async def _answer(services: TextServices, body: AnswerRequest, owner: str) -> dict[str, Any]:
+async def _answer(services: TextServices, body: AnswerRequest, request: Request) -> dict[str, Any]:
+    check_scope(request, "tasks", "answer", param="task")
     reader = services.a_reader()
-    check_model(body.model, reader)
+    check_model(request, body.model, reader)
     if (body.passages is None) == (body.collection is None):
         raise bad("passages", "send either passages or the name of a collection")
     if body.passages is not None:
         texts, about = body.passages, None
     else:
         assert body.collection is not None
+        check_scope(request, "collections", body.collection, param="collection")
+        check_model(request, None, services.an_encoder())
         hits = await services.a_library().search(
-            owner, body.collection, body.question, top=body.top
+            caller_of(request).name, body.collection, body.question, top=body.top
         )
         texts, about = [hit.passage.text for hit in hits], hits
     if sum(map(len, texts)) > PASSAGES_CHARACTERS_LIMIT:
@@ -185,13 +198,18 @@ async def _answer(services: TextServices, body: AnswerRequest, owner: str) -> di
     return answered if about is None else answered | {"retrieved": [found(hit) for hit in about]}
 
 
-async def _recommend(services: TextServices, body: RecommendRequest, owner: str) -> dict[str, Any]:
+async def _recommend(
+    services: TextServices, body: RecommendRequest, request: Request
+) -> dict[str, Any]:
+    check_scope(request, "tasks", "recommend", param="task")
     encoder = services.an_encoder()
-    check_model(body.model, encoder)
+    check_model(request, body.model, encoder)
     if (body.items is None) == (body.collection is None):
         raise bad("items", "send either items or the name of a collection")
     weights = body.all_weights()
     if body.collection is not None:
+        check_scope(request, "collections", body.collection, param="collection")
+        owner = caller_of(request).name
         return await _recommend_from_collection(services, body, weights, owner)
     assert body.items is not None
     seen = set(body.history) if body.exclude_history else set()

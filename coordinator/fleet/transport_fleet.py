@@ -17,12 +17,26 @@ from shared.wire.messages import Call, Message
 PRESENT_S: Final = 20.0
 """A device that was not heard for this long is not asked (it speaks every 5 s)."""
 
+AWAY: Final = "away"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersWith:
+    """What a device said it answers with: digests of an adapter and of a model's manifest.
+
+    Both are empty where it answers with nothing.
+    """
+
+    adapter: str
+    manifest: str
+
 
 @dataclass(slots=True)
 class _Station:
     public_key: PublicKey
     heard_at: float = float("-inf")
     state: str = "unknown"
+    answers_with: AnswersWith | None = None
 
 
 class TransportFleet:
@@ -81,6 +95,11 @@ class TransportFleet:
         station = self._stations.get(device)
         return (station.heard_at, station.state) if station else (float("-inf"), "unknown")
 
+    def state(self, device: DeviceId) -> str:
+        """What a device does now, as it said; ``away`` if it was not heard lately."""
+        heard_at, state = self.heard(device)
+        return state if self._now() - heard_at <= PRESENT_S else AWAY
+
     def send(self, device: DeviceId, message: Message, *, run: RunId, round_: RoundNumber) -> None:
         """Send a message to one device, or to the key holder by its name."""
         sealed = self._post.seal(message, run=run, round_=round_)
@@ -110,6 +129,15 @@ class TransportFleet:
     def set_state(self, device: DeviceId, state: str) -> None:
         """Remember what a device said it is doing."""
         self._stations[device].state = state
+
+    def set_answering(self, device: DeviceId, what: AnswersWith) -> None:
+        """Remember what a device said it answers with."""
+        self._stations[device].answers_with = what
+
+    def answering(self, device: DeviceId) -> AnswersWith | None:
+        """What a device answers with; ``None``: it has not said since this process began."""
+        station = self._stations.get(device)
+        return station.answers_with if station else None
 
     def _key_of(self, peer: str) -> PublicKey | None:
         if peer == topics.KEY_HOLDER:

@@ -12,6 +12,7 @@ from typing import Final
 from coordinator.exposition import Exposition, Reading
 from coordinator.inference.engine import Engine, EngineLoad, EngineState
 from coordinator.inference.front_desk import FrontDesk, Served
+from coordinator.usage import account_of
 
 _SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
@@ -70,7 +71,7 @@ class ServingMetrics:
 
     def served(self, what: Served) -> None:
         """A request is over, however it ended."""
-        key = "device" if what.caller.startswith("device:") else what.caller
+        key = account_of(what.caller)
         self._requests.labels(what.model, key, what.outcome).inc()
         if what.outcome == "quota":
             self._quota.labels(key).inc()

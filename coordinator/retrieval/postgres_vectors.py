@@ -1,7 +1,7 @@
 """Collections in PostgreSQL with pgvector, which several coordinators may share.
 
 Two tables; an owner may call collections and passages whatever they like, for names are values and
-never part of a statement. The only module that knows psycopg and pgvector.
+never part of a statement. The only module that knows pgvector.
 """
 
 from __future__ import annotations

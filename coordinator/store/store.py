@@ -1,19 +1,22 @@
 """Rows that are never lost: devices, join tokens, API keys, runs and every transition.
 
-    T1  when a method returns, what it wrote survives power loss (WAL, synchronous=FULL)
+    T1  when a method returns, what it wrote survives power loss
     T2  every transition of a round is one committed row, and nothing edits a row
     T3  blobs (plans' probe sets, adapters, updates, sums) are files named by their
         digest; a row never names a blob that is not on disk
 
-The only module that knows SQLAlchemy. SQLite by default; the schema uses nothing
-that PostgreSQL lacks. Safe to use from several threads.
+SQLite by default, PostgreSQL by URL; :mod:`coordinator.store.database` knows the difference, and
+:mod:`coordinator.store.migrations` how the tables of earlier programs become ours. Safe to use from
+several threads.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import heapq
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,81 +27,19 @@ import sqlalchemy as sa
 
 from coordinator.federation import rounds
 from coordinator.federation.rounds import Transition
+from coordinator.store.database import Database
+from coordinator.store.migrations import migrate
+from coordinator.store.tables import devices as _devices
+from coordinator.store.tables import key_roles as _key_roles
+from coordinator.store.tables import keys as _keys
+from coordinator.store.tables import milestones as _milestones
+from coordinator.store.tables import runs as _runs
+from coordinator.store.tables import tokens as _tokens
+from coordinator.store.tables import transitions as _transitions
 from shared.errors import AccessDenied, DataError, RunNotFound, StorageError
 from shared.files import digest_of, disk_errors, write_durably
 from shared.types import DeviceId, Digest, PublicKey, RoundNumber, RunId
 from shared.wire import codec
-
-_SCHEMA: Final = 4
-
-_READ_TOO: Final = frozenset({3})
-"""Older schemas in which nothing is different but that tables are missing; these are made."""
-
-_metadata = sa.MetaData()
-
-_version = sa.Table("schema_version", _metadata, sa.Column("version", sa.Integer, nullable=False))
-
-_devices = sa.Table(
-    "devices",
-    _metadata,
-    sa.Column("name", sa.String(64), primary_key=True),
-    sa.Column("public_key", sa.LargeBinary, nullable=False, unique=True),
-    sa.Column("joined_at", sa.Float, nullable=False),
-)
-
-_tokens = sa.Table(
-    "join_tokens",
-    _metadata,
-    sa.Column("secret_sha256", sa.String(64), primary_key=True),
-    sa.Column("expires_at", sa.Float, nullable=False),
-    sa.Column("used_by", sa.String(64)),
-)
-
-_keys = sa.Table(
-    "api_keys",
-    _metadata,
-    sa.Column("name", sa.String(64), primary_key=True),
-    sa.Column("prefix", sa.String(32), nullable=False),
-    sa.Column("secret_sha256", sa.String(64), nullable=False, unique=True),
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("expires_at", sa.Float),
-    sa.Column("revoked_at", sa.Float),
-    sa.Column("priority", sa.Integer, nullable=False),
-    sa.Column("tokens_per_minute", sa.BigInteger, nullable=False),
-    sa.Column("public_cache", sa.Boolean, nullable=False),
-)
-
-_runs = sa.Table(
-    "runs",
-    _metadata,
-    sa.Column("run", sa.String(64), primary_key=True),
-    sa.Column("plan", sa.Text, nullable=False),
-    sa.Column("probe", sa.String(64), nullable=False),
-    sa.Column("submitted_at", sa.Float, nullable=False),
-)
-
-_milestones = sa.Table(
-    "milestones",
-    _metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("run", sa.String(64), sa.ForeignKey("runs.run"), nullable=False, index=True),
-    sa.Column("kind", sa.String(32), nullable=False),
-    sa.Column("body", sa.LargeBinary, nullable=False),
-    sa.Column("at", sa.Float, nullable=False),
-    sa.UniqueConstraint("run", "kind"),
-)
-
-_transitions = sa.Table(
-    "transitions",
-    _metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("run", sa.String(64), sa.ForeignKey("runs.run"), nullable=False),
-    sa.Column("round", sa.Integer, nullable=False),
-    sa.Column("kind", sa.String(32), nullable=False),
-    sa.Column("body", sa.LargeBinary, nullable=False),
-    sa.Column("at", sa.Float, nullable=False),
-    sa.Index("transitions_by_round", "run", "round"),
-)
 
 _KINDS: Final[dict[str, type]] = {
     kind.__name__: kind
@@ -132,7 +73,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key that opens the language model's routes, without its secret.
+    """A key that opens what its role may do, without its secret.
 
     Attributes:
         name: Of the caller, for ever: a revoked key's name is not given again, since quotas,
@@ -145,6 +86,10 @@ class ApiKey:
         priority: Higher goes first; 0 is everybody's.
         tokens_per_minute: Of prompts and answers together; 0 for no quota.
         public_cache: Whether what is computed for it may be used for others who say so too.
+        role: What it may do; see :mod:`coordinator.api.roles`.
+        scopes: To which names that is narrowed, by kind; of a kind that is missing, to none.
+        former_sha256: Of the secret before the last rotation, while that still opens something.
+        former_ends_at: From then on it opens nothing.
     """
 
     name: str
@@ -156,6 +101,10 @@ class ApiKey:
     priority: int = 0
     tokens_per_minute: int = 0
     public_cache: bool = False
+    role: str = "caller"
+    scopes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    former_sha256: str | None = None
+    former_ends_at: float | None = None
 
     def opens(self, now: float) -> bool:
         """Whether it opens anything at ``now``."""
@@ -194,37 +143,66 @@ class TransitionRow:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """A committed row with its place among all of its table.
+
+    Attributes:
+        id: Rising with every row that is committed.
+        run: That it is about.
+        what: The row.
+    """
+
+    id: int
+    run: RunId
+    what: TransitionRow | Milestone
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many rows of one kind there are, the id of the last, and the latest time in them."""
+
+    rows: int
+    last_id: int
+    last_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is, without its rounds.
+
+    Attributes:
+        milestones: By kind.
+        round: The last that was begun; 0: none was.
+        judged: The last result on the probe set; ``None`` before the first.
+    """
+
+    milestones: dict[str, Milestone]
+    round: int = 0
+    judged: rounds.AdapterApplied | None = None
+
+
 class Store:
     """The coordinator's memory."""
 
     def __init__(self, url: str, folder: Path) -> None:
-        """Open the database at ``url`` and the blobs in ``folder``.
+        """Open the database at ``url``, bring it up to date, and the blobs in ``folder``.
 
         Raises:
-            StorageError: the database was made by another version, or cannot be opened.
+            ConfigError: ``url`` cannot be read.
+            DependencyMissing: it names PostgreSQL, and the extra ``postgres`` is not installed.
+            StorageError: the database is of a newer program, or cannot be opened.
         """
         self.folder = folder
         self._listeners: list[Callable[[Transition | str], None]] = []
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        self._engine = sa.create_engine(url)
-        if self._engine.dialect.name == "sqlite":
-            sa.event.listen(self._engine, "connect", _make_durable)
+        self.database = Database(url)
         try:
-            _metadata.create_all(self._engine)
-            with self._engine.begin() as connection:
-                version = connection.scalar(sa.select(_version.c.version))
-                if version is None:
-                    connection.execute(_version.insert().values(version=_SCHEMA))
-                elif version in _READ_TOO:
-                    connection.execute(_version.update().values(version=_SCHEMA))
-                    version = _SCHEMA
-        except sa.exc.SQLAlchemyError as err:
-            raise StorageError(f"cannot open the store at {url}: {err}") from err
-        if version not in (None, _SCHEMA):
-            raise StorageError(
-                f"the store at {url} has schema {version}, this program knows {_SCHEMA}"
-            )
+            migrate(self.database)
+        except StorageError as err:
+            self.close()
+            raise StorageError(f"cannot open the store at {self.database.name}: {err}") from err
 
     def subscribe(self, listener: Callable[[Transition | str], None]) -> None:
         """Tell ``listener`` of every committed transition, and of milestones by their kind."""
@@ -232,7 +210,7 @@ class Store:
 
     def close(self) -> None:
         """Release the connections."""
-        self._engine.dispose()
+        self.database.close()
 
     # Blobs
 
@@ -266,12 +244,22 @@ class Store:
                 path.unlink()
             spool.rmdir()
 
+    def spooled_bytes(self, run: RunId, number: RoundNumber) -> int:
+        """How much is spooled of a round; files that go meanwhile count for nothing."""
+        spool = self.folder / "updates" / run / str(number)
+        total = 0
+        with contextlib.suppress(FileNotFoundError):
+            for path in spool.iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    total += path.stat().st_size
+        return total
+
     # Devices
 
     def new_token(self, *, expires_at: float) -> str:
         """A one-time secret that lets one device join; only its hash is stored."""
         secret = secrets.token_urlsafe(24)
-        with self._writing() as connection:
+        with self.database.writing() as connection:
             connection.execute(
                 _tokens.insert().values(secret_sha256=_hashed(secret), expires_at=expires_at)
             )
@@ -287,41 +275,79 @@ class Store:
             AccessDenied: the token is unknown, expired or spent.
             DataError: the name or the key is taken by another device.
         """
+        try:
+            with self.database.writing() as connection:
+                self._join(connection, secret, name, public_key, now=now)
+        except sa.exc.IntegrityError:  # somebody else, at the same moment
+            raise _already_joined(name) from None
+
+    def _join(
+        self,
+        connection: sa.Connection,
+        secret: str,
+        name: DeviceId,
+        public_key: PublicKey,
+        *,
+        now: float,
+    ) -> None:
         this = _tokens.c.secret_sha256 == _hashed(secret)
-        with self._writing() as connection:
-            # Written before anything is read: with SQLite a transaction begins at its first
-            # write, and two devices that read first would both find the token unspent.
-            spent = connection.execute(
-                _tokens.update()
-                .where(this, _tokens.c.used_by.is_(None), _tokens.c.expires_at >= now)
-                .values(used_by=name)
-            ).rowcount
-            taken = connection.execute(
-                sa.select(_devices).where(
-                    (_devices.c.name == name) | (_devices.c.public_key == public_key)
-                )
-            ).all()
-            if not spent:
-                used_by = connection.scalar(sa.select(_tokens.c.used_by).where(this))
-                if used_by == name and (name, public_key) in [row[:2] for row in taken]:
-                    return
-                raise AccessDenied(
-                    "this join token is unknown, expired or already used: "
-                    "ask for a new one with 'llmos device token'"
-                )
-            if taken:
-                raise DataError(f"a device named {name}, or with this key, has already joined")
-            connection.execute(
-                _devices.insert().values(name=name, public_key=public_key, joined_at=now)
+        # Spent before anything is read: in PostgreSQL two devices that read first would both
+        # find the token unspent.
+        spent = connection.execute(
+            _tokens.update()
+            .where(this, _tokens.c.used_by.is_(None), _tokens.c.expires_at >= now)
+            .values(used_by=name)
+        ).rowcount
+        taken = connection.execute(
+            sa.select(_devices).where(
+                (_devices.c.name == name) | (_devices.c.public_key == public_key)
             )
+        ).all()
+        if not spent:
+            used_by = connection.scalar(sa.select(_tokens.c.used_by).where(this))
+            if used_by == name and (name, public_key) in [row[:2] for row in taken]:
+                return
+            raise AccessDenied(
+                "this join token is unknown, expired or already used: "
+                "ask for a new one with 'llmos device token'"
+            )
+        if taken:
+            raise _already_joined(name)
+        connection.execute(
+            _devices.insert().values(name=name, public_key=public_key, joined_at=now)
+        )
 
     def devices(self) -> list[Device]:
         """All devices that joined, by name."""
-        with self._engine.connect() as connection:
-            rows = connection.execute(sa.select(_devices).order_by(_devices.c.name))
+        return self._devices_where(sa.true())
+
+    def device(self, name: str) -> Device | None:
+        """One device that joined."""
+        found = self._devices_where(_devices.c.name == name) if name.isprintable() else []
+        return found[0] if found else None
+
+    def devices_after(self, name: str = "", *, limit: int) -> list[Device]:
+        """Devices that joined and come behind ``name``, by name."""
+        return self._devices_where(self._spelt(_devices.c.name) > name, limit=limit)
+
+    def count_devices(self) -> int:
+        """How many have joined."""
+        with self.database.reading() as connection:
+            return int(connection.scalar(sa.select(sa.func.count()).select_from(_devices)) or 0)
+
+    def _devices_where(
+        self, condition: sa.ColumnElement[bool], limit: int | None = None
+    ) -> list[Device]:
+        query = sa.select(_devices).where(condition).order_by(self._spelt(_devices.c.name))
+        with self.database.reading() as connection:
             return [
-                Device(DeviceId(row.name), PublicKey(row.public_key), row.joined_at) for row in rows
+                Device(DeviceId(row.name), PublicKey(row.public_key), row.joined_at)
+                for row in connection.execute(query.limit(limit))
             ]
+
+    def _spelt(self, name: sa.Column[str]) -> sa.ColumnElement[str]:
+        """A name to be ordered by its letters: PostgreSQL might order by those of a language."""
+        return name if self.database.is_sqlite else sa.collate(name, "C")
 
     # API keys
 
@@ -332,22 +358,35 @@ class Store:
             DataError: there is one of this name, revoked or not.
         """
         try:
-            with self._writing() as connection:
-                connection.execute(_keys.insert().values(dataclasses.asdict(key)))
+            with self.database.writing() as connection:
+                for table in (_keys, _key_roles):
+                    row = {column.name: getattr(key, column.name) for column in table.c}
+                    connection.execute(table.insert().values(row))
         except sa.exc.IntegrityError:
             raise DataError(
                 f"there is, or was, a key called {key.name}: choose another name"
             ) from None
 
-    def api_keys(self) -> list[ApiKey]:
-        """All keys that were ever made, by name."""
-        with self._engine.connect() as connection:
-            rows = connection.execute(sa.select(_keys).order_by(_keys.c.name))
-            return [ApiKey(**row._mapping) for row in rows]
+    def api_keys(self, after: str = "", limit: int | None = None) -> list[ApiKey]:
+        """All keys that were ever made, by name; or the first of those behind ``after``."""
+        name = self._spelt(_keys.c.name)
+        with self.database.reading() as connection:
+            rows = connection.execute(
+                sa.select(_keys, *[column for column in _key_roles.c if column.name != "name"])
+                .outerjoin(_key_roles, _key_roles.c.name == _keys.c.name)
+                .where(name > after)
+                .order_by(name)
+                .limit(limit)
+            )
+            # What is unknown, in a store that knew no roles, has its default.
+            return [
+                ApiKey(**{name: value for name, value in row._mapping.items() if value is not None})
+                for row in rows
+            ]
 
     def revoke_key(self, name: str, *, now: float) -> bool:
         """Revoke a key, unless it is already; False if there is none of this name."""
-        with self._writing() as connection:
+        with self.database.writing() as connection:
             connection.execute(
                 _keys.update()
                 .where(_keys.c.name == name, _keys.c.revoked_at.is_(None))
@@ -356,6 +395,38 @@ class Store:
             return (
                 connection.scalar(sa.select(_keys.c.name).where(_keys.c.name == name)) is not None
             )
+
+    def rotate_key(
+        self, name: str, *, prefix: str, secret_sha256: str, former_ends_at: float
+    ) -> bool:
+        """Give a key another secret; False if there is none of this name, or it was revoked.
+
+        The secret it had goes on until ``former_ends_at``; one before that ends now.
+        """
+        with self.database.writing() as connection:
+            # Written before anything is read, as in :meth:`join`: of two rotations at once, the
+            # second waits, and finds the secret of the first.
+            found = connection.execute(
+                _keys.update()
+                .where(_keys.c.name == name, _keys.c.revoked_at.is_(None))
+                .values(name=name)
+            ).rowcount
+            if not found:
+                return False
+            former = connection.scalar(sa.select(_keys.c.secret_sha256).where(_keys.c.name == name))
+            connection.execute(
+                _keys.update()
+                .where(_keys.c.name == name)
+                .values(prefix=prefix, secret_sha256=secret_sha256)
+            )
+            facts = {"former_sha256": former, "former_ends_at": former_ends_at}
+            known = connection.execute(
+                _key_roles.update().where(_key_roles.c.name == name).values(facts)
+            ).rowcount
+            if not known:
+                row = {"name": name, "role": "caller", "scopes": {}} | facts
+                connection.execute(_key_roles.insert().values(row))
+            return True
 
     # Runs
 
@@ -366,7 +437,7 @@ class Store:
             DataError: a run of this name exists.
         """
         try:
-            with self._writing() as connection:
+            with self.database.writing() as connection:
                 connection.execute(
                     _runs.insert().values(run=run, plan=plan, probe=probe, submitted_at=now)
                 )
@@ -377,25 +448,167 @@ class Store:
 
     def runs(self) -> list[RunRow]:
         """All runs, oldest first."""
-        with self._engine.connect() as connection:
-            rows = connection.execute(sa.select(_runs).order_by(_runs.c.submitted_at, _runs.c.run))
-            return [
-                RunRow(RunId(row.run), row.plan, Digest(row.probe), row.submitted_at)
-                for row in rows
-            ]
+        return self._runs_where(sa.true())
 
     def run(self, run: RunId) -> RunRow:
         """One run. Raises RunNotFound."""
-        for row in self.runs():
-            if row.run == run:
-                return row
-        raise RunNotFound(f"no run named {run}")
+        # What cannot be printed is not looked for: not every database takes every text.
+        found = self._runs_where(_runs.c.run == run) if run.isprintable() else []
+        if not found:
+            raise RunNotFound(f"no run named {run}")
+        return found[0]
+
+    def runs_after(
+        self, after: tuple[float, str] | None = None, *, limit: int, newest: bool = False
+    ) -> list[RunRow]:
+        """Runs behind the one that was submitted at ``after[0]`` and is called ``after[1]``.
+
+        Oldest first, or newest first.
+        """
+        place = sa.tuple_(_runs.c.submitted_at, self._spelt(_runs.c.run))
+        condition: sa.ColumnElement[bool] = sa.true()
+        if after is not None:
+            there = sa.tuple_(sa.literal(after[0]), sa.literal(after[1]))
+            condition = place < there if newest else place > there
+        return self._runs_where(condition, limit=limit, newest=newest)
+
+    def open_runs(self, *, limit: int) -> list[RunRow]:
+        """Runs that are not over, oldest first."""
+        ended = sa.select(_milestones.c.id).where(
+            _milestones.c.run == _runs.c.run, _milestones.c.kind.in_(ENDINGS)
+        )
+        return self._runs_where(~sa.exists(ended), limit=limit)
+
+    def _runs_where(
+        self, condition: sa.ColumnElement[bool], limit: int | None = None, *, newest: bool = False
+    ) -> list[RunRow]:
+        order = [_runs.c.submitted_at, self._spelt(_runs.c.run)]
+        query = sa.select(_runs).where(condition).limit(limit)
+        query = query.order_by(*(column.desc() if newest else column for column in order))
+        with self.database.reading() as connection:
+            return [
+                RunRow(RunId(row.run), row.plan, Digest(row.probe), row.submitted_at)
+                for row in connection.execute(query)
+            ]
+
+    def progress(self, runs: Sequence[RunId]) -> dict[RunId, Progress]:
+        """How far these runs are. Reads a few rows of each, however many it has."""
+        of_run = _transitions.c.run == _runs.c.run
+        last = sa.select(sa.func.max(_transitions.c.round)).where(of_run).scalar_subquery()
+        judged = (
+            sa.select(_transitions.c.id)
+            .where(of_run, _transitions.c.kind == rounds.AdapterApplied.__name__)
+            .order_by(_transitions.c.round.desc(), _transitions.c.id.desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+        query = sa.select(_runs.c.run, last.label("last"), judged.label("judged"))
+        with self.database.reading() as connection:
+            rows = connection.execute(query.where(_runs.c.run.in_(runs))).all()
+            wanted = [row.judged for row in rows if row.judged is not None]
+            results = {
+                row.id: _stored_transition(row).transition
+                for row in connection.execute(
+                    sa.select(_transitions).where(_transitions.c.id.in_(wanted))
+                )
+            }
+            milestones: dict[str, dict[str, Milestone]] = {run: {} for run in runs}
+            for row in connection.execute(
+                sa.select(_milestones).where(_milestones.c.run.in_(runs)).order_by(_milestones.c.id)
+            ):
+                milestones[row.run][row.kind] = _stored_milestone(row)
+        found = {}
+        for row in rows:
+            result = results.get(row.judged)
+            assert result is None or isinstance(result, rounds.AdapterApplied)
+            found[RunId(row.run)] = Progress(milestones[row.run], row.last or 0, result)
+        return found
+
+    def transitions_after(
+        self, run: RunId, after: tuple[int, int] = (0, 0), *, limit: int
+    ) -> list[StoredRow]:
+        """Transitions of a run behind the row ``after[1]`` of round ``after[0]``, by round and id."""
+        place = sa.tuple_(_transitions.c.round, _transitions.c.id)
+        query = (
+            sa.select(_transitions)
+            .where(_transitions.c.run == run)
+            .where(place > sa.tuple_(sa.literal(after[0]), sa.literal(after[1])))
+            .order_by(_transitions.c.round, _transitions.c.id)
+            .limit(limit)
+        )
+        return self._stored(query, _stored_transition)
+
+    def transitions_of(
+        self, run: RunId, *, number: int | None = None, kinds: Sequence[type] = ()
+    ) -> list[TransitionRow]:
+        """Transitions of one round or all, of these kinds or all, in the order of the commits."""
+        query = sa.select(_transitions).where(_transitions.c.run == run)
+        if number is not None:
+            query = query.where(_transitions.c.round == number)
+        if kinds:
+            query = query.where(_transitions.c.kind.in_([kind.__name__ for kind in kinds]))
+        with self.database.reading() as connection:
+            rows = connection.execute(query.order_by(_transitions.c.id))
+            return [_stored_transition(row) for row in rows]
+
+    def count_transitions(self, run: RunId, number: int) -> dict[str, Count]:
+        """Rows of one round, by kind."""
+        t = _transitions.c
+        query = (
+            sa.select(t.kind, sa.func.count(), sa.func.max(t.id), sa.func.max(t.at))
+            .where(t.run == run, t.round == number)
+            .group_by(t.kind)
+        )
+        with self.database.reading() as connection:
+            return {row[0]: Count(*row[1:]) for row in connection.execute(query)}
+
+    def last_ids(self) -> tuple[int, int]:
+        """The id of the last transition and of the last milestone; 0 where there is none."""
+        with self.database.reading() as connection:
+            first, second = (
+                connection.scalar(sa.select(sa.func.max(table.c.id))) or 0
+                for table in (_transitions, _milestones)
+            )
+        return first, second
+
+    def committed_after(self, after: tuple[int, int], *, limit: int) -> list[StoredRow]:
+        """What was committed behind these ids (:meth:`last_ids`).
+
+        Transitions by their ids and milestones by theirs; between the two, by the clock.
+        """
+        found = [
+            self._stored(
+                sa.select(table).where(table.c.id > last).order_by(table.c.id).limit(limit), read
+            )
+            for table, last, read in (
+                (_transitions, after[0], _stored_transition),
+                (_milestones, after[1], _stored_milestone),
+            )
+        ]
+        return list(heapq.merge(*found, key=lambda row: row.what.at))[:limit]
+
+    def milestones_of_kind(
+        self, kind: str, before: int | None = None, *, limit: int
+    ) -> list[StoredRow]:
+        """Such milestones of all runs, newest first; those before the row with id ``before``."""
+        query = sa.select(_milestones).where(_milestones.c.kind == kind)
+        if before is not None:
+            query = query.where(_milestones.c.id < before)
+        return self._stored(query.order_by(_milestones.c.id.desc()).limit(limit), _stored_milestone)
+
+    def _stored(
+        self, query: sa.Select[Any], read: Callable[[Any], TransitionRow | Milestone]
+    ) -> list[StoredRow]:
+        with self.database.reading() as connection:
+            return [
+                StoredRow(row.id, RunId(row.run), read(row)) for row in connection.execute(query)
+            ]
 
     def add_milestone(self, run: RunId, kind: str, facts: dict[str, Any], *, now: float) -> None:
         """Commit something that happens once in a run; a second time is ignored."""
         row = {"run": run, "kind": kind, "body": codec.encode(facts), "at": now}
         try:
-            with self._writing() as connection:
+            with self.database.writing() as connection:
                 connection.execute(_milestones.insert().values(row))
         except sa.exc.IntegrityError:
             return
@@ -404,13 +617,8 @@ class Store:
     def milestones(self, run: RunId) -> dict[str, Milestone]:
         """What has happened in a run, by kind."""
         query = sa.select(_milestones).where(_milestones.c.run == run).order_by(_milestones.c.id)
-        with self._engine.connect() as connection:
-            return {
-                row.kind: Milestone(
-                    row.kind, codec.decode(row.body, limit=_ROW_LIMIT_BYTES), row.at
-                )
-                for row in connection.execute(query)
-            }
+        with self.database.reading() as connection:
+            return {row.kind: _stored_milestone(row) for row in connection.execute(query)}
 
     def commit(
         self, run: RunId, number: RoundNumber, transition: Transition, *, now: float
@@ -419,7 +627,7 @@ class Store:
         body = {
             field.name: getattr(transition, field.name) for field in dataclasses.fields(transition)
         }
-        with self._writing() as connection:
+        with self.database.writing() as connection:
             connection.execute(
                 _transitions.insert().values(
                     run=run,
@@ -434,15 +642,8 @@ class Store:
     def transitions(self, run: RunId) -> list[TransitionRow]:
         """Every transition of a run's rounds, in the order they were committed."""
         query = sa.select(_transitions).where(_transitions.c.run == run).order_by(_transitions.c.id)
-        with self._engine.connect() as connection:
-            return [
-                TransitionRow(
-                    RoundNumber(row.round),
-                    _transition(row.kind, codec.decode(row.body, limit=_ROW_LIMIT_BYTES)),
-                    row.at,
-                )
-                for row in connection.execute(query)
-            ]
+        with self.database.reading() as connection:
+            return [_stored_transition(row) for row in connection.execute(query)]
 
     def _tell(self, what: Transition | str) -> None:
         for listener in self._listeners:
@@ -457,21 +658,18 @@ class Store:
                         return stored.digest
         return None
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[sa.Connection]:
-        """One transaction, whose disk failures are ours."""
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except sa.exc.OperationalError as err:
-            raise StorageError(f"the store refused to write: {err.orig}") from err
+
+def _already_joined(name: DeviceId) -> DataError:
+    return DataError(f"a device named {name}, or with this key, has already joined")
 
 
-def _make_durable(connection: Any, _record: Any) -> None:
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
+def _stored_transition(row: Any) -> TransitionRow:
+    body = codec.decode(row.body, limit=_ROW_LIMIT_BYTES)
+    return TransitionRow(RoundNumber(row.round), _transition(row.kind, body), row.at)
+
+
+def _stored_milestone(row: Any) -> Milestone:
+    return Milestone(row.kind, codec.decode(row.body, limit=_ROW_LIMIT_BYTES), row.at)
 
 
 def _hashed(secret: str) -> str:
@@ -480,13 +678,17 @@ def _hashed(secret: str) -> str:
 
 def _transition(kind: str, body: dict[str, Any]) -> Transition:
     cls = _KINDS[kind]
-    hints = get_type_hints(cls)
-    values = {
-        name: tuple(value) if str(hints[name]).startswith("tuple") else value
-        for name, value in body.items()
-    }
+    tuples = _tuples_of(cls)
+    values = {name: tuple(value) if name in tuples else value for name, value in body.items()}
     built: Transition = cls(**values)
     return built
+
+
+@functools.cache
+def _tuples_of(cls: type) -> frozenset[str]:
+    """Fields that are tuples; to read the annotations takes longer than to read a row."""
+    hints = get_type_hints(cls)
+    return frozenset(name for name, hint in hints.items() if str(hint).startswith("tuple"))
 
 
 def by_round(rows: Sequence[TransitionRow]) -> Iterator[tuple[RoundNumber, list[TransitionRow]]]:

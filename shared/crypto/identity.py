@@ -1,7 +1,7 @@
 """Who somebody is: an Ed25519 key made where it is used, in a file of its owner's.
 
 N1  a private key is made on the machine that uses it, is on disk before its public
-    half is shown to anybody, and never leaves
+    half is shown to anybody, and never leaves but in a backup that its owner makes
 N2  a key file that others may read is refused, not used quietly
 N3  a signature is checked or an error is raised: nothing returns a truth value
     that could be forgotten

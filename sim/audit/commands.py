@@ -1,4 +1,4 @@
-"""Commands that look for what should not be there: ``llmos audit``."""
+"""The command that looks for what should not be there: ``llmos audit leak``."""
 
 from __future__ import annotations
 
@@ -13,17 +13,12 @@ from rich.table import Table
 
 from sim.interrupts import ended_by_signals
 
-audit = typer.Typer(help="Audits that can fail a release.", no_args_is_help=True)
+leak = typer.Typer(add_completion=False)
 
 
-@audit.callback()
-def about(context: typer.Context) -> None:
-    """Audits: each ends with exit code 1 when it found what it looked for."""
-    context.with_resource(ended_by_signals())
-
-
-@audit.command("leak")
+@leak.command()
 def audit_for_leaks(
+    context: typer.Context,
     scenario: Annotated[Path, typer.Argument(help="A scenario file.")],
     canaries: Annotated[int, typer.Option(min=20, max=100_000, help="Made-up records.")] = 1000,
     control: Annotated[
@@ -46,6 +41,7 @@ def audit_for_leaks(
     from sim.scenario import read_scenario
     from sim.simulation import Watch
 
+    context.with_resource(ended_by_signals())
     silence_logs()
     chosen = {"path": str(data), "format": "auto", "test": ""} if data is not None else {}
     read = read_scenario(scenario, settings or [], data=chosen)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from typer.testing import CliRunner
@@ -142,6 +143,18 @@ def invoke(app: Any, server: Server, *arguments: str) -> str:
     return result.output
 
 
+def pages_of(items: list[Any], size: int = 50) -> Callable[[str, str], Answer]:
+    """Answers with a listing; a cursor is how many items came before."""
+
+    def answer(_method: str, path: str) -> Answer:
+        done = int((parse_qs(urlsplit(path).query).get("cursor") or ["0"])[0])
+        following = done + size if done + size < len(items) else None
+        page = {"items": items[done : done + size], "next": following and str(following)}
+        return 200, page
+
+    return answer
+
+
 ROUND = {
     "round": 1,
     "state": "applied",
@@ -154,6 +167,7 @@ ROUND = {
     "accepted": True,
     "reason": "",
 }
+SUMMARY = {"run": "trial", "state": "running", "round": 1, "rounds": 2, "accuracy": {"": 0.5}}
 VIEW = {"run": "trial", "state": "running", "reason": "", "rounds": [ROUND]}
 JOINED = {"name": "kitchen", "state": "idle", "fingerprint": "ABCD-EFGH"}
 WITHOUT_RESULT = ROUND | {"accuracy": {}, "loss": None, "saturated": None, "state": "open"}
@@ -161,9 +175,9 @@ WITHOUT_RESULT = ROUND | {"accuracy": {}, "loss": None, "saturated": None, "stat
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_runs_and_devices_are_shown_as_tables_or_as_json(server: Server) -> None:
-    server.answer = lambda method, path: (200, [VIEW])
+    server.answer = pages_of([SUMMARY])
     assert "0.500" in invoke(run, server, "ls")
-    assert json.loads(invoke(run, server, "ls", "--json")) == [VIEW]
+    assert json.loads(invoke(run, server, "ls", "--json")) == [SUMMARY]
     server.answer = lambda method, path: (200, VIEW | {"rounds": [ROUND, WITHOUT_RESULT]})
     shown = invoke(run, server, "show", "trial")
     assert "trial: running" in shown
@@ -173,7 +187,7 @@ def test_runs_and_devices_are_shown_as_tables_or_as_json(server: Server) -> None
     narrow = ROUND | {"saturated": 0.02}
     server.answer = lambda method, path: (200, VIEW | {"rounds": [narrow]})
     assert "2.0% of the values were out of range" in invoke(run, server, "show", "trial")
-    server.answer = lambda method, path: (200, [JOINED])
+    server.answer = pages_of([JOINED])
     assert "ABCD-EFGH" in invoke(device, server, "ls")
     assert json.loads(invoke(device, server, "ls", "--json")) == [JOINED]
 
@@ -213,7 +227,7 @@ EVENTS: list[dict[str, Any]] = [
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_what_happened_is_printed_line_by_line(server: Server) -> None:
-    server.answer = lambda method, path: (200, EVENTS)
+    server.answer = pages_of(EVENTS, size=2)
     assert invoke(run, server, "logs", "trial").splitlines() == [
         "1970-01-01 00:00:00Z submitted",
         "1970-01-01 00:01:01Z round 1: invited cohort=2",
@@ -221,7 +235,12 @@ def test_what_happened_is_printed_line_by_line(server: Server) -> None:
         "1970-01-01 00:01:03Z round 1: adapter-applied accuracy=0.500",
         "1970-01-01 00:01:04Z finished",
     ]
-    assert server.asked[-1][:2] == ("GET", "/api/v1/runs/trial/events")
+    asked = [path for _, path, _, _ in server.asked]
+    assert asked == [
+        "/api/v1/runs/trial/events?limit=200",
+        "/api/v1/runs/trial/events?limit=200&cursor=2",
+        "/api/v1/runs/trial/events?limit=200&cursor=4",
+    ]
     printed = invoke(run, server, "logs", "trial", "--json")
     assert [json.loads(line) for line in printed.splitlines()] == EVENTS
     assert "忙" in printed
@@ -235,20 +254,28 @@ def test_a_run_is_followed_to_its_end_and_nothing_is_printed_twice(
     naps: list[float] = []
     monkeypatch.setattr(time, "sleep", naps.append)
     story = [*EVENTS[:-1], EVENTS[-1] | {"event": end}]
-    lengths = iter([1, 1, 3, 5, 5])
-    server.answer = lambda method, path: (200, story[: next(lengths)])
+    lengths = iter([1, 1, 3, 3, 4, 5, 5])
+
+    def grows(method: str, path: str) -> Answer:
+        return pages_of(story[: next(lengths)], size=2)(method, path)
+
+    server.answer = grows
     printed = invoke(run, server, "logs", "trial", "--follow", "--json")
     assert [json.loads(line) for line in printed.splitlines()] == story
-    assert len(naps) == 3
-    server.answer = lambda method, path: (200, story[:2])
+    assert len(naps) == 4
+    server.answer = pages_of(story[:2])
     assert len(invoke(run, server, "logs", "trial").splitlines()) == 2
-    assert len(naps) == 3, "without --follow nothing is waited for"
+    assert len(naps) == 4, "without --follow nothing is waited for"
 
 
 # Keys
 
 A_KEY = {
     "name": "notes",
+    "role": "caller",
+    "models": [],
+    "tasks": [],
+    "collections": [],
     "prefix": "llmos_abcdef",
     "created_at": 1.0,
     "expires_at": None,
@@ -265,19 +292,29 @@ def test_a_new_key_is_printed_once_and_alone(
     monkeypatch.setenv("LLMOS_TOKEN", "token")
     server.answer = lambda method, path: (201, A_KEY | {"key": "llmos_abcdef-the-rest"})
     options = ["--days", "7", "--priority", "2", "--tokens-per-minute", "500", "--public-cache"]
+    options += ["--role", "operator", "--models", "qwen, llama*,", "--tasks", "classify"]
+    options += ["--collections", "manuals-*"]
     result = CliRunner().invoke(key, ["add", "notes", *options, "--url", server.url])
     assert result.output == "llmos_abcdef-the-rest\n"
     result = CliRunner().invoke(key, ["add", "notes", "--json", "--url", server.url])
     assert json.loads(result.output)["key"] == "llmos_abcdef-the-rest"
     full = {
         "name": "notes",
+        "role": "operator",
+        "models": ["qwen", "llama*"],
+        "tasks": ["classify"],
+        "collections": ["manuals-*"],
         "days": 7.0,
         "priority": 2,
         "tokens_per_minute": 500,
         "public_cache": True,
     }
-    plain = {
+    plain: dict[str, Any] = {
         "name": "notes",
+        "role": "caller",
+        "models": [],
+        "tasks": [],
+        "collections": [],
         "days": None,
         "priority": 0,
         "tokens_per_minute": 0,
@@ -293,16 +330,18 @@ def test_keys_are_listed_with_what_they_may(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLMOS_TOKEN", "token")
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "200")
     keys = [
-        A_KEY,
+        A_KEY | {"role": "viewer", "models": ["qwen", "llama*"], "tasks": ["classify"]},
         A_KEY | {"name": "gone", "revoked_at": 2.0},
         A_KEY | {"name": "old", "expires_at": 0.0},
         A_KEY | {"name": "soon", "expires_at": 4e9, "tokens_per_minute": 0},
     ]
-    server.answer = lambda method, path: (200, keys)
+    server.answer = pages_of(keys, size=3)
     shown = CliRunner().invoke(key, ["ls", "--url", server.url]).output
     for word in ("notes", "llmos_abcdef…", "valid", "revoked", "expired 1970", "until 2096", "500"):
+        assert word in shown
+    for word in ("viewer", "caller", "models qwen, llama*; tasks classify"):
         assert word in shown
     listed = CliRunner().invoke(key, ["ls", "--json", "--url", server.url]).output
     assert json.loads(listed) == keys
@@ -317,3 +356,20 @@ def test_a_key_is_revoked_by_its_name(server: Server, monkeypatch: pytest.Monkey
     result = CliRunner().invoke(key, ["revoke", "x", "--url", server.url])
     assert isinstance(result.exception, RoundError)
     assert "no key called" in str(result.exception)
+
+
+def test_a_rotated_keys_new_secret_is_alone_on_standard_output(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMOS_TOKEN", "token")
+    made = A_KEY | {"key": "llmos_another", "former_ends_at": 0.0}
+    server.answer = lambda method, path: (200, made)
+    plain = CliRunner().invoke(key, ["rotate", "no/tes", "--url", server.url])
+    assert plain.stdout == "llmos_another\n"
+    assert "the old secret ends 1970-01-01 00:00Z" in plain.stderr
+    options = ["--overlap", "0.5", "--json", "--url", server.url]
+    assert json.loads(CliRunner().invoke(key, ["rotate", "notes", *options]).stdout) == made
+    assert [(method, path, body) for method, path, _, body in server.asked] == [
+        ("POST", "/api/v1/keys/no%2Ftes/rotate", {"overlap_hours": 24.0}),
+        ("POST", "/api/v1/keys/notes/rotate", {"overlap_hours": 0.5}),
+    ]

@@ -17,8 +17,12 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from coordinator.audit.verify import LOG, Verdict, records_of, verify_log
+from coordinator.store.backup import FOLDERS, LEFT_OUT, SMALL_FILES
+from shared.crypto.identity import parse_public
 from shared.loopback import served
 from tests.support.brokers import eventually, mosquitto_or_skip
+from tests.support.postgres import empty_schema
 from tests.support.proc import Process, descendants
 from tests.support.tiny_encoders import make_encoder, make_reader
 
@@ -78,7 +82,7 @@ def test_it_answers_as_soon_as_it_says_that_it_is_ready(tmp_path: Path) -> None:
         token = (up.home / "admin.token").read_text()
         headers = {"Authorization": f"Bearer {token}"}
         answer = httpx.get(up.ready["url"] + "/api/v1/runs", headers=headers, trust_env=False)
-        assert answer.json() == []
+        assert answer.json() == {"items": [], "next": None}
         for secret in ("admin.token", "metrics.token", "identity.key"):
             assert stat.S_IMODE((up.home / secret).stat().st_mode) == 0o600
         assert up.get("/metrics").status_code == 401
@@ -86,7 +90,7 @@ def test_it_answers_as_soon_as_it_says_that_it_is_ready(tmp_path: Path) -> None:
         url = up.ready["url"]
         answer = httpx.get(f"{url}/metrics", headers=scraper, trust_env=False)
         assert "# TYPE llmos_queue_depth gauge" in answer.text
-        assert httpx.get(f"{url}/v1/models", headers=scraper, trust_env=False).status_code == 401
+        assert httpx.get(f"{url}/v1/models", headers=scraper, trust_env=False).status_code == 403
         assert up.ready["pid"] == up.process.pid
         second = subprocess.run(
             command(up.home), cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
@@ -94,6 +98,61 @@ def test_it_answers_as_soon_as_it_says_that_it_is_ready(tmp_path: Path) -> None:
         assert second.returncode == 1
         assert "another process works in" in second.stderr
         assert up.get("/healthz").status_code == 200
+
+
+@pytest.mark.postgres
+def test_rows_may_be_kept_in_postgresql_and_its_password_is_kept_to_ourselves(
+    tmp_path: Path, postgres_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with empty_schema(postgres_server) as url:
+        secret = "not-for-everybody"  # noqa: S105
+        monkeypatch.setenv("LLMOS_STORE", url.replace("postgres:@", f"postgres:{secret}@"))
+        home = tmp_path / "home"
+        for number in (1, 2):
+            (home / "ready.json").unlink(missing_ok=True)  # of the one that was killed
+            with running(home) as up:
+                headers = {"Authorization": f"Bearer {(home / 'admin.token').read_text()}"}
+                with httpx.Client(
+                    base_url=up.ready["url"], headers=headers, trust_env=False, timeout=60
+                ) as api:
+                    body = {"name": f"key-{number}", "days": None, "priority": 0}
+                    assert api.post("/api/v1/keys", json=body).is_success
+                    listed = api.get("/api/v1/keys").json()["items"]
+                assert [key["name"] for key in listed] == ["key-1", "key-2"][:number]
+                shown = [process.command for process in up.children]
+                shown += [json.dumps(up.ready), (tmp_path / "log").read_text()]
+                assert not any(secret in text for text in shown)
+        assert not list(home.glob("store.db*"))
+
+
+def test_it_is_backed_up_while_it_runs_and_restored_as_itself(tmp_path: Path) -> None:
+    llmos = [sys.executable, "-m", "shared.command_line"]
+    home, new, file = tmp_path / "home", tmp_path / "new", tmp_path / "backup.tar"
+    with running(home) as up:
+        there = {path.name for path in home.iterdir() if not path.name.startswith("store.db")}
+        known = {*SMALL_FILES, *FOLDERS, *LEFT_OUT}
+        assert there <= known, "is it to be in a backup, or not?"
+        headers = {"Authorization": f"Bearer {(home / 'admin.token').read_text()}"}
+        url = up.ready["url"] + "/api/v1/keys"
+        body = {"name": "notes", "days": None, "priority": 0}
+        assert httpx.post(url, json=body, headers=headers, trust_env=False).is_success
+        subprocess.run([*llmos, "backup", file, "--home", home], cwd=ROOT, check=True, timeout=120)
+        public = up.ready["public_key"]
+        refused = subprocess.run(
+            [*llmos, "restore", file, "--home", home],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert "another process works in" in refused.stderr
+    subprocess.run([*llmos, "restore", file, "--home", new], cwd=ROOT, check=True, timeout=120)
+    with running(new) as up:
+        assert up.ready["public_key"] == public
+        url = up.ready["url"] + "/api/v1/keys"  # and the token is the same
+        listed = httpx.get(url, headers=headers, trust_env=False).json()["items"]
+        assert [key["name"] for key in listed] == ["notes"]
 
 
 def test_models_of_texts_answer_and_end_with_it(tmp_path: Path) -> None:
@@ -146,6 +205,69 @@ def test_its_children_end_with_it(tmp_path: Path, number: signal.Signals) -> Non
         assert eventually(lambda: not any(child.alive for child in children)), children
         assert up.process.returncode == (0 if number != signal.SIGKILL else -number)
         assert (up.home / "ready.json").exists() == (number == signal.SIGKILL)
+
+
+def test_its_audit_log_is_whole_while_it_works_after_a_kill_and_after_it_ended(
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "home"
+
+    def post(up: Up, path: str, body: dict[str, Any]) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {(home / 'admin.token').read_text()}"}
+        url = up.ready["url"] + "/api/v1" + path
+        return httpx.post(url, json=body, headers=headers, trust_env=False, timeout=60)
+
+    def verify() -> Verdict:
+        return verify_log(home / "audit" / LOG, key=parse_public(up.ready["public_key"]))
+
+    with running(home) as up:
+        assert post(up, "/keys", {"name": "notes"}).status_code == 201
+        assert verify().whole
+        up.process.kill()
+        up.process.wait()
+    (home / "ready.json").unlink()
+    with running(home) as up:
+        assert post(up, "/devices/tokens", {"valid_s": 60}).status_code == 201
+        headers = {"Authorization": f"Bearer {(home / 'admin.token').read_text()}"}
+        url = up.ready["url"] + "/api/v1/audit"
+        page = httpx.get(url, headers=headers, trust_env=False, timeout=60).json()
+        shown = [record["action"] for record in page["items"]]
+        os.kill(up.process.pid, signal.SIGTERM)
+        assert eventually(lambda: up.process.poll() is not None)
+        assert up.process.returncode == 0
+    verdict = verify()
+    assert verdict.whole
+    assert verdict.uncovered == 0, "an orderly end is signed"
+    told = [str(record.entry.action) for record in records_of(home / "audit" / LOG)]
+    assert told[: len(shown)] == shown
+    actions = [action for action in told if action != "audit-checkpoint"]
+    assert actions == [
+        *("coordinator-started", "key-made"),
+        *("coordinator-started", "token-made", "coordinator-stopped"),
+    ]
+    # What was changed meanwhile keeps it from starting, and stays as it is.
+    path = home / "audit" / LOG
+    path.write_bytes(changed := path.read_bytes().replace(b'"notes"', b'"mouse"'))
+    refused = subprocess.run(
+        command(home), cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert refused.returncode == 1
+    assert "record 3 of the audit log" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert path.read_bytes() == changed
+
+
+def test_whoever_follows_its_events_is_told_that_it_ends(tmp_path: Path) -> None:
+    with running(tmp_path / "home") as up:
+        head = {"Authorization": f"Bearer {(up.home / 'admin.token').read_text()}"}
+        url = up.ready["url"] + "/api/v1/events"
+        with httpx.stream("GET", url, headers=head, trust_env=False, timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("id: ")
+            os.kill(up.process.pid, signal.SIGTERM)
+            assert 'data: {"reason":"the coordinator stops"}' in list(lines)
+        assert eventually(lambda: up.process.poll() is not None)
+        assert up.process.returncode == 0
 
 
 def test_a_broker_that_dies_is_started_again_on_the_same_port(tmp_path: Path) -> None:

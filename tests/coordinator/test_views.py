@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -28,7 +28,7 @@ from coordinator.federation.rounds import (
     UpdateStored,
 )
 from coordinator.store.store import Store
-from coordinator.views import RoundView, run_events, view_run
+from coordinator.views import RoundView, count_round, events_page, view_run
 from shared.types import Digest, RoundNumber, RunId
 from tests.support.coordinator_plans import small_plan
 
@@ -58,6 +58,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
+def run_events(store: Store) -> list[dict[str, Any]]:
+    """All events of the run."""
+    return [event for _, event in events_page(store, store.run(RUN), limit=10_000)]
+
+
 def write(store: Store, rows: list[Transition], number: int = 1) -> None:
     for at, row in enumerate(rows, start=10):
         store.commit(RUN, RoundNumber(number), row, now=float(at))
@@ -77,6 +82,14 @@ def test_at_every_row_the_view_stands_where_the_round_stands(store: Store, lengt
     assert view.state == round_.state
     assert (view.invited, view.reported) == (len(round_.cohort), len(round_.updates))
     assert view.committed == len(round_.commitments)
+    counts = count_round(store, RUN, 1)
+    assert (counts.state, counts.invited, counts.changed_at) == (
+        view.state,
+        view.invited,
+        view.changed_at,
+    )
+    assert (counts.committed, counts.reported) == (view.committed, view.reported)
+    assert counts.declined == len(view.declined)
     assert view.declined == {name: row.reason for name, row in round_.declined.items()}
     assert (view.began_at, view.changed_at) == (10.0, 9.0 + length)
 
@@ -120,7 +133,7 @@ def test_a_view_is_json_and_names_nobody_who_contributed(store: Store) -> None:
 
 
 def told(store: Store) -> list[tuple[int, str]]:
-    return [(event["round"], event["event"]) for event in run_events(store, store.run(RUN))]
+    return [(event["round"], event["event"]) for event in run_events(store)]
 
 
 def test_events_are_everything_that_was_written_down_in_its_order(store: Store) -> None:
@@ -157,7 +170,7 @@ def test_what_was_told_stays_where_it_was(store: Store) -> None:
 
 def test_events_say_who_and_why_and_hold_no_record(store: Store) -> None:
     write(store, HISTORY)
-    events = {event["event"]: event for event in run_events(store, store.run(RUN))}
+    events = {event["event"]: event for event in run_events(store)}
     assert events["device-declined"]["device"] == "b"
     assert events["device-declined"]["reason"] == "is busy"
     assert events["sum-opened"]["devices"] == 2
@@ -165,7 +178,7 @@ def test_events_say_who_and_why_and_hold_no_record(store: Store) -> None:
     assert events["adapter-applied"]["accepted"] is True
     assert events["adapter-applied"]["at"] == 22.0
     assert events["adapter-applied"]["saturated"] == 0.25
-    text = json.dumps(run_events(store, store.run(RUN)))
+    text = json.dumps(run_events(store))
     assert "record" not in text
     assert "signed" not in text
     assert OTHER not in text, "no update can be told by its digest"

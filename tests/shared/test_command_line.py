@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from shared import command_line
-from shared.command_line import COMMANDS, main
+from shared.command_line import COMMANDS, GROUPS, main
 from shared.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,8 @@ def test_help_lists_every_command_with_its_line(
         assert summary[:40] in out
 
 
-def test_help_imports_none_of_the_commands() -> None:
+@pytest.mark.parametrize("words", ["'--help'", "'audit', '--help'"])
+def test_help_imports_none_of_the_commands(words: str) -> None:
     """So it answers within the time that an interpreter and click take to start."""
     code = (
         "import sys; sys.argv = ['llmos', '--help']\n"
@@ -46,7 +47,7 @@ def test_help_imports_none_of_the_commands() -> None:
         "try:\n    main()\n"
         "except SystemExit:\n    pass\n"
         "print('modules:', *sorted({m.partition('.')[0] for m in sys.modules}))"
-    )
+    ).replace("'--help'", words)
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
@@ -65,7 +66,22 @@ def test_every_command_exists_and_helps(
 
 
 def test_every_command_names_the_extra_it_needs() -> None:
-    assert command_line._EXTRA.keys() == COMMANDS.keys()
+    commands = {name for name in COMMANDS if name not in GROUPS}
+    for table in GROUPS.values():
+        commands |= table.keys()
+    assert command_line._EXTRA.keys() == commands
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(group, name) for group, table in GROUPS.items() for name in table]
+)
+def test_every_command_of_a_group_exists_and_helps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], group: str, name: str
+) -> None:
+    assert run(monkeypatch, group, "--help") == 0
+    assert GROUPS[group][name][1] in capsys.readouterr().out
+    assert run(monkeypatch, group, name, "--help") == 0
+    assert f"llmos {group} {name}" in capsys.readouterr().out
 
 
 def test_the_version_is_the_package_s(

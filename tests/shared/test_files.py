@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from shared.errors import StorageError
 from shared.files import (
+    appearing_file,
     appearing_folder,
     append_durably,
     digest_of,
@@ -313,3 +314,23 @@ def test_a_folder_is_on_disk_before_it_has_its_name(tmp_path: Path, disk: Disk) 
     assert before[0] == "sync file file"
     assert before[1].startswith("sync folder .model.")
     assert after == [f"sync folder {tmp_path.name}"]
+
+
+def test_a_file_written_piece_by_piece_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "there" / "file"
+    with appearing_file(target, mode=0o600) as file:
+        file.write(b"1")
+        assert not target.exists()
+        file.write(b"2")
+    assert target.read_bytes() == b"12"
+    assert target.stat().st_mode & 0o777 == 0o600
+
+    def interrupted() -> None:
+        with appearing_file(target) as file:
+            file.write(b"3")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert target.read_bytes() == b"12"
+    assert list(target.parent.iterdir()) == [target]

@@ -31,7 +31,7 @@ from shared.config import read, read_json
 from shared.crypto.identity import Identity
 from shared.crypto.sum_cipher import Adder, Scheme, SumContext, cipher_for, key_id_of
 from shared.data_files import Example
-from shared.errors import LlmOsError
+from shared.errors import AlreadyReleased, LlmOsError
 from shared.files import digest_of
 from shared.job import Job, RunPlan
 from shared.key_holder.approvals import Approvals
@@ -215,6 +215,8 @@ class ScriptedDevice:
     """Announces an update and never hands it out."""
     insists: bool = False
     """Announces again although it was answered."""
+    releases_once: bool = False
+    """As an agent, declines a round whose update was answered, and has it no more."""
     alter: Callable[[Contribution], Contribution] = lambda contribution: contribution
     """Changes what is announced, before it is signed."""
     scores: tuple[int, int] = (0, 0)
@@ -322,8 +324,12 @@ class ScriptedDevice:
         if self.declines is not None:
             self.send(Declined(*self.declines), run, number)
             return
+        known = self.offers.get((run, number))
+        if self.releases_once and known is not None and known.answered:
+            self.send(Declined(AlreadyReleased.code, "this round's update is out"), run, number)
+            return
         self.send(Accepted(), run, number)
-        if (run, number) in self.offers:
+        if known is not None:
             return
         plan = read_json(RunPlan, invitation.plan, source="plan")
         if plan.scheme is Scheme.CLEAR:
@@ -349,7 +355,8 @@ class ScriptedDevice:
 
     def _serve(self, request: BlobRequest) -> None:
         for offer in self.offers.values():
-            if offer.contribution.digest == request.digest and not self.withholds:
+            gone = self.withholds or (self.releases_once and offer.answered)
+            if offer.contribution.digest == request.digest and not gone:
                 end = min(request.offset + request.length, len(offer.frame))
                 for at in range(request.offset, end, CHUNK_BYTES):
                     data = offer.frame[at : min(at + CHUNK_BYTES, end)]

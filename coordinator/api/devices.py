@@ -1,0 +1,62 @@
+"""One device: what it said and what anybody on the broker could see of it, and nothing of its records."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from fastapi import APIRouter, HTTPException
+from pydantic import BaseModel, Field
+
+from coordinator.api.listings import DeviceSummary, device_summary
+from coordinator.views import Participation, participation
+
+if TYPE_CHECKING:
+    from coordinator.api.app import Services
+
+RUNS: Final = 5
+"""The last runs that are looked at."""
+
+
+class Answers(BaseModel):
+    """What a device answers with; empty where it answers with nothing."""
+
+    adapter: str = Field(description="SHA-256")
+    manifest: str = Field(description="SHA-256 of the model's manifest")
+
+
+class DeviceView(DeviceSummary):
+    """A device, closely."""
+
+    heard_at: float | None = Field(
+        description="Seconds since the epoch; null: not since the coordinator began"
+    )
+    answers_with: Answers | None = Field(
+        description="null: it has not said since the coordinator began"
+    )
+    runs: list[Participation] = Field(description=f"The last {RUNS} runs, newest first")
+
+
+def device_routes(services: Services) -> APIRouter:
+    """``/devices/{name}``."""
+    router = APIRouter(tags=["devices"])
+
+    @router.get("/devices/{name}", summary="Show a device")
+    def show_device(name: str) -> DeviceView:
+        """A device, what it answers with, and how it took part in the last runs."""
+        device = services.store.device(name)
+        if device is None:
+            raise HTTPException(HTTPStatus.NOT_FOUND, f"no device {name[:64]!r} has joined")
+        heard_at, _ = services.fleet.heard(device.name)
+        answers = services.fleet.answering(device.name)
+        recent = services.store.runs_after(limit=RUNS, newest=True)
+        return DeviceView(
+            **device_summary(services, device).model_dump(),
+            heard_at=heard_at if heard_at > float("-inf") else None,
+            answers_with=(
+                Answers(adapter=answers.adapter, manifest=answers.manifest) if answers else None
+            ),
+            runs=[participation(services.store, row, device.name) for row in recent],
+        )
+
+    return router

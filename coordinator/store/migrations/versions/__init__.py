@@ -1,0 +1,1 @@
+"""Migrations, each named after the revision that it leads to."""

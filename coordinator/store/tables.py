@@ -1,0 +1,88 @@
+"""The tables, as the newest migration leaves them; a test compares the two on both databases."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+signpost = sa.Table("schema_version", metadata, sa.Column("version", sa.Integer, nullable=False))
+"""For programs from before there were migrations: they read it, and refuse what they do not know."""
+
+devices = sa.Table(
+    "devices",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("public_key", sa.LargeBinary, nullable=False, unique=True),
+    sa.Column("joined_at", sa.Float, nullable=False),
+)
+
+tokens = sa.Table(
+    "join_tokens",
+    metadata,
+    sa.Column("secret_sha256", sa.String(64), primary_key=True),
+    sa.Column("expires_at", sa.Float, nullable=False),
+    sa.Column("used_by", sa.String(64)),
+)
+
+keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("prefix", sa.String(32), nullable=False),
+    sa.Column("secret_sha256", sa.String(64), nullable=False, unique=True),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float),
+    sa.Column("revoked_at", sa.Float),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("tokens_per_minute", sa.BigInteger, nullable=False),
+    sa.Column("public_cache", sa.Boolean, nullable=False),
+)
+
+key_roles = sa.Table(
+    "api_key_roles",
+    metadata,
+    sa.Column("name", sa.String(64), sa.ForeignKey("api_keys.name"), primary_key=True),
+    sa.Column("role", sa.String(32), nullable=False),
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("former_sha256", sa.String(64), unique=True),
+    sa.Column("former_ends_at", sa.Float),
+)
+"""What is known of a key besides; one that has no row was made before there were roles."""
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("run", sa.String(64), primary_key=True),
+    sa.Column("plan", sa.Text, nullable=False),
+    sa.Column("probe", sa.String(64), nullable=False),
+    sa.Column("submitted_at", sa.Float, nullable=False),
+)
+
+milestones = sa.Table(
+    "milestones",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("run", sa.String(64), sa.ForeignKey("runs.run"), nullable=False, index=True),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.UniqueConstraint("run", "kind"),
+)
+
+transitions = sa.Table(
+    "transitions",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("run", sa.String(64), sa.ForeignKey("runs.run"), nullable=False),
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Index("transitions_by_round", "run", "round"),
+)
+
+KEPT: Final = (devices, tokens, keys, key_roles, runs, milestones, transitions)
+"""What holds rows of ours, each after the tables that it refers to."""

@@ -1,0 +1,222 @@
+"""Who may not ask is answered before a byte of the body is read; who may is read to a bound."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
+
+from coordinator.api import gate
+from coordinator.api.access import Principal
+from coordinator.api.gate import HEADERS_BYTES, TARGET_BYTES, Gate
+from coordinator.api.roles import JOB_BYTES, PERMISSIONS, QUESTION_BYTES, SMALL_BYTES, Role
+from coordinator.inference.front_desk import Caller
+
+CHUNK = 1024
+KEYS = {f"Bearer {role}": Principal(Caller(role), role) for role in Role}
+
+
+class Sender:
+    """Sends a body of some length in chunks, and counts how much was asked for."""
+
+    def __init__(self, length: int) -> None:
+        self.sent = 0
+        self.status = 0
+        self._length = length
+
+    async def receive(self) -> Message:
+        size = min(CHUNK, self._length - self.sent)
+        self.sent += size
+        more = self.sent < self._length
+        return {"type": "http.request", "body": b"x" * size, "more_body": more}
+
+    async def send(self, message: Message) -> None:
+        self.status = message.get("status", self.status)
+
+
+async def reads_all(_scope: Scope, receive: Receive, send: Send) -> None:
+    while (await receive())["more_body"]:
+        pass
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+
+
+def serve(sender: Sender, shown: str, path: str, method: str = "POST") -> None:
+    headers = [(b"authorization", shown.encode())]
+    scope = {"type": "http", "headers": headers, "path": path, "method": method}
+    asyncio.run(Gate(reads_all, identify=KEYS.get)(scope, sender.receive, sender.send))
+
+
+@pytest.mark.parametrize(
+    ("role", "path", "status"),
+    [
+        ("nobody", "/api/v1/runs", 401),
+        ("nobody", "/nowhere", 401),
+        ("viewer", "/api/v1/runs", 403),
+        ("caller", "/api/v1/runs", 403),
+        ("viewer", "/v1/chat/completions", 403),
+        ("admin", "/nowhere", 404),
+        ("admin", "/healthz", 405),
+    ],
+)
+@pytest.mark.parametrize("length", [1, 2**40])
+def test_of_whom_is_refused_nothing_is_read(role: str, path: str, status: int, length: int) -> None:
+    sender = Sender(length)
+    serve(sender, f"Bearer {role}", path)
+    assert (sender.status, sender.sent) == (status, 0)
+
+
+@pytest.mark.parametrize(
+    ("role", "path", "most"),
+    [
+        ("nobody", "/api/v1/devices/join", SMALL_BYTES),
+        ("admin", "/api/v1/devices/join", SMALL_BYTES),
+        ("caller", "/v1/chat/completions", QUESTION_BYTES),
+        ("admin", "/v1/chat/completions", QUESTION_BYTES),
+        ("operator", "/api/v1/keys", 0),
+        ("admin", "/api/v1/keys", SMALL_BYTES),
+    ],
+)
+def test_a_body_is_read_as_far_as_its_route_has_use_for(role: str, path: str, most: int) -> None:
+    sender = Sender(most)
+    serve(sender, f"Bearer {role}", path)
+    assert sender.sent == most
+    if most:
+        sender = Sender(2**40)
+        with pytest.raises(HTTPException) as caught:
+            serve(sender, f"Bearer {role}", path)
+        assert caught.value.status_code == 413
+        assert sender.sent <= most + CHUNK
+
+
+def test_a_job_with_its_examples_has_room_and_is_the_only_thing_that_has() -> None:
+    large = {(each.method, each.route) for each in PERMISSIONS if each.body_bytes > QUESTION_BYTES}
+    assert large == {("POST", "/api/v1/runs")}
+    sender = Sender(2 * QUESTION_BYTES)
+    serve(sender, "Bearer operator", "/api/v1/runs")
+    assert sender.sent == 2 * QUESTION_BYTES < JOB_BYTES
+
+
+def test_who_asks_is_known_to_the_route_and_a_stranger_is_nobody() -> None:
+    seen = []
+
+    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
+        seen.append((scope["state"]["principal"], scope["state"].get("other")))
+
+    for path, state in (("/v1/models", {"other": 1}), ("/healthz", {})):
+        headers = [(b"authorization", b"Bearer caller")]
+        scope = {"type": "http", "headers": headers, "path": path, "method": "GET", "state": state}
+        sender = Sender(0)
+        asyncio.run(Gate(app, identify=KEYS.get)(scope, sender.receive, sender.send))
+        assert "principal" not in state, "one request's must not be found by the next"
+    assert seen == [(Principal(Caller("caller"), Role.CALLER), 1), (None, None)]
+
+
+# Lines and headers that are too long, bodies that are too slow
+
+
+@pytest.mark.parametrize(("more", "status"), [(0, 401), (1, 414)])
+@pytest.mark.parametrize("of", ["path", "query"])
+def test_a_path_with_its_query_has_a_bound(of: str, more: int, status: int) -> None:
+    long = b"a" * (TARGET_BYTES - 1 + more)
+    path, query = (b"/" + long, b"") if of == "path" else (b"/", long)
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": path.decode(),
+        "raw_path": path,
+        "query_string": query,
+        "headers": [],
+    }
+    sender = Sender(0)
+    asyncio.run(Gate(reads_all, identify=KEYS.get)(scope, sender.receive, sender.send))
+    assert sender.status == status
+
+
+@pytest.mark.parametrize(("more", "status"), [(0, 401), (1, 431)])
+@pytest.mark.parametrize("number", [1, 100])
+def test_headers_have_a_bound_however_many_they_are(number: int, more: int, status: int) -> None:
+    left = HEADERS_BYTES - 2 * (number - 1) + more
+    headers = [(b"a", b"b")] * (number - 1) + [(b"a", b"b" * (left - 1))]
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": headers}
+    sender = Sender(0)
+    asyncio.run(Gate(reads_all, identify=KEYS.get)(scope, sender.receive, sender.send))
+    assert sender.status == status
+
+
+class Stalls(Sender):
+    """Sends the first chunks at once, and then nothing."""
+
+    def __init__(self, at_once: int) -> None:
+        super().__init__(2**40)
+        self._at_once = at_once
+
+    async def receive(self) -> Message:
+        if self.sent >= self._at_once:
+            await asyncio.Event().wait()
+        return await super().receive()
+
+
+@pytest.mark.parametrize("at_once", [0, 2 * CHUNK])
+def test_a_body_that_does_not_come_is_not_waited_for(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "PATIENCE_S", 0.1)
+    sender = Stalls(at_once)
+    with pytest.raises(HTTPException) as caught:
+        serve(sender, "Bearer nobody", "/api/v1/devices/join")
+    assert (caught.value.status_code, sender.sent) == (408, at_once)
+
+
+@pytest.mark.parametrize(("chunk_s", "whole"), [(0.06, True), (0.1, False)])
+def test_a_long_body_may_take_as_long_as_its_bytes_allow(chunk_s: float, whole: bool) -> None:
+    """A chunk in 0.06 s is faster than 16 KiB a second, one in 0.1 s is not."""
+    sender = Sender(10_000 * CHUNK)
+    headers = [(b"authorization", b"Bearer admin")]
+    scope = {"type": "http", "headers": headers, "path": "/api/v1/runs", "method": "POST"}
+
+    def monotonic() -> float:
+        return sender.sent / CHUNK * chunk_s
+
+    app = Gate(reads_all, identify=KEYS.get, monotonic=monotonic)
+    if whole:
+        asyncio.run(app(scope, sender.receive, sender.send))
+        assert sender.status == 204
+        return
+    with pytest.raises(HTTPException) as caught:
+        asyncio.run(app(scope, sender.receive, sender.send))
+    assert caught.value.status_code == 408
+    assert 795 <= sender.sent / CHUNK <= 805, "30 s, and what came in them has earned 50 more"
+
+
+def test_after_the_body_a_client_may_listen_for_as_long_as_it_likes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gate, "PATIENCE_S", 0.05)
+
+    async def listens(_scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+        leaving = asyncio.ensure_future(receive())
+        await asyncio.sleep(0.2)  # longer than the body had
+        assert not leaving.done()
+        leaving.cancel()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+
+    class Stays(Sender):
+        async def receive(self) -> Message:
+            if self.sent == 10:
+                await asyncio.Event().wait()
+            return await super().receive()
+
+    sender = Stays(10)
+    headers = [(b"authorization", b"Bearer caller")]
+    scope = {
+        "type": "http",
+        "headers": headers,
+        "path": "/v1/chat/completions",
+        "method": "POST",
+    }
+    asyncio.run(Gate(listens, identify=KEYS.get)(scope, sender.receive, sender.send))
+    assert sender.status == 204
