@@ -65,9 +65,14 @@ def serve(actor: Actor, transport: Transport, loop: ActorLoop) -> None:
         structlog.get_logger().info("signal.received", signal=signal.Signals(number).name)
         loop.stop()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    loop.run(actor, transport)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        loop.run(actor, transport)
+    except BaseException:
+        # Not after an end in order: a second Ctrl-C must not cut short what is closed then.
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        raise
 
 
 @contextlib.contextmanager
