@@ -25,7 +25,7 @@ from coordinator.api.keys import key_routes
 from coordinator.api.request_ids import RequestIds
 from coordinator.api.tasks import task_routes
 from coordinator.exposition import CONTENT_TYPE, Exposition
-from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
+from coordinator.fleet.transport_fleet import TransportFleet
 from coordinator.inference.front_desk import Caller, FrontDesk
 from coordinator.inference.text_services import TextServices
 from coordinator.store.store import Store
@@ -225,20 +225,16 @@ def _devices(services: Services) -> APIRouter:
     @router.get("/devices")
     def list_devices() -> list[dict[str, Any]]:
         """Every device that joined, and whether it is present."""
-        found = []
-        for device in services.store.devices():
-            heard_at, state = services.fleet.heard(device.name)
-            silent_s = services.now() - heard_at
-            found.append(
-                {
-                    "name": device.name,
-                    "public_key": format_public(device.public_key),
-                    "fingerprint": fingerprint(device.public_key),
-                    "joined_at": device.joined_at,
-                    "state": state if silent_s <= PRESENT_S else "away",
-                }
-            )
-        return found
+        return [
+            {
+                "name": device.name,
+                "public_key": format_public(device.public_key),
+                "fingerprint": fingerprint(device.public_key),
+                "joined_at": device.joined_at,
+                "state": services.fleet.state(device.name),
+            }
+            for device in services.store.devices()
+        ]
 
     @router.post("/devices/tokens", status_code=status.HTTP_201_CREATED)
     def new_token(body: NewToken) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from shared.wire.messages import Call, Message
 PRESENT_S: Final = 20.0
 """A device that was not heard for this long is not asked (it speaks every 5 s)."""
 
+AWAY: Final = "away"
+
 
 @dataclass(slots=True)
 class _Station:
@@ -80,6 +82,11 @@ class TransportFleet:
         """When a device was last heard, and what it said it was doing."""
         station = self._stations.get(device)
         return (station.heard_at, station.state) if station else (float("-inf"), "unknown")
+
+    def state(self, device: DeviceId) -> str:
+        """What a device does now, as it said; ``away`` if it was not heard lately."""
+        heard_at, state = self.heard(device)
+        return state if self._now() - heard_at <= PRESENT_S else AWAY
 
     def send(self, device: DeviceId, message: Message, *, run: RunId, round_: RoundNumber) -> None:
         """Send a message to one device, or to the key holder by its name."""
