@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any
 
 from coordinator.exposition import Exposition, Reading
 from coordinator.federation.rounds import (
@@ -18,10 +18,8 @@ from coordinator.federation.rounds import (
     Transition,
     UpdateStored,
 )
-from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
+from coordinator.fleet.transport_fleet import AWAY, TransportFleet
 from coordinator.store.store import Store
-
-AWAY: Final = "away"
 
 
 class FederationMetrics:
@@ -34,19 +32,16 @@ class FederationMetrics:
         store: Store,
         fleet: TransportFleet,
         is_connected: Callable[[], bool],
-        now: Callable[[], float],
     ) -> None:
         """Show what is counted there.
 
         Args:
             exposition: Where.
             store: Whose committed transitions are counted.
-            fleet: When devices were heard of last.
+            fleet: What devices do.
             is_connected: Whether the broker is.
-            now: The fleet's clock, in seconds.
         """
-        self._store, self._fleet = store, fleet
-        self._is_connected, self._now = is_connected, now
+        self._store, self._fleet, self._is_connected = store, fleet, is_connected
         self._milestones: Any = exposition.counter(
             "llmos_run_milestones", "What happens once in a run: started, finished, …", "kind"
         )
@@ -87,8 +82,7 @@ class FederationMetrics:
     def _readings(self) -> Iterator[Reading]:
         devices: Counter[tuple[str, ...]] = Counter({("idle",): 0, ("training",): 0, (AWAY,): 0})
         for device in self._store.devices():
-            heard_at, state = self._fleet.heard(device.name)
-            devices[(state if self._now() - heard_at <= PRESENT_S else AWAY,)] += 1
+            devices[(self._fleet.state(device.name),)] += 1
         yield Reading("llmos_devices", "Devices that joined", ("state",), devices)
         yield Reading(
             "llmos_broker_connected", "Whether the broker is", (), {(): self._is_connected()}

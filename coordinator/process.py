@@ -132,7 +132,6 @@ def run_coordinator(
             store=store,
             fleet=coordinator.fleet,
             is_connected=lambda: transport.connected,
-            now=time.time,
         )
         texts = serve_texts(
             home,

@@ -354,7 +354,8 @@ def everything_was_refused_by_name(siege: Siege) -> None:
         assert refused.total() >= sent, (name, refused)
         assert {"protocol.undecodable", "protocol.signature", "protocol.replay"} <= refused.keys()
     assert set(siege.statuses) <= {200, 400, 401, 404, 408, 413, 414, 422, 431, None}
-    assert siege.statuses.keys() >= {200, 400, 401, 404, 413, 422}
+    # No 413: a long body is read from those alone who may send one, and few of these are.
+    assert siege.statuses.keys() >= {200, 400, 401, 404, 422}
 
 
 def nothing_is_left_of_it(siege: Siege) -> None:

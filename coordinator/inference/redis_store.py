@@ -7,12 +7,11 @@ while. Whoever can write to that Redis decides what is answered: give it a passw
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -36,13 +35,17 @@ _PENDING: Final = 256
 """Values on their way; more are dropped."""
 _BLOCKS_PENDING_BYTES: Final = 64 * 2**20
 
+ResultT = TypeVar("ResultT")
+
 log = structlog.get_logger()
 
 
 class _Redis:
     """A Redis that may be away, asked from any thread."""
 
-    def __init__(self, url: str, *, timeout_s: float, now: Callable[[], float]) -> None:
+    def __init__(
+        self, url: str, *, workers: int, timeout_s: float, now: Callable[[], float]
+    ) -> None:
         redis = require("redis", extra="redis")
         # The password stays out of every message.
         self._where = urlsplit(url).hostname or urlsplit(url).path
@@ -65,6 +68,7 @@ class _Redis:
         self._lock = threading.Lock()
         self._away_until = -1.0
         self._away = False
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="redis")
 
     @property
     def is_left_alone(self) -> bool:
@@ -81,8 +85,16 @@ class _Redis:
         """Keep a value for a while."""
         self._ask(lambda: self._redis.set(name, value, ex=ttl_s))
 
+    def beside(self, work: Callable[..., ResultT], *arguments: Any) -> Future[ResultT] | None:
+        """Do something on a thread; ``None`` after :meth:`close`."""
+        try:
+            return self._pool.submit(work, *arguments)
+        except RuntimeError:
+            return None
+
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; what has not begun is left."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
         self._redis.close()
 
     def _ask(self, question: Callable[[], Any]) -> Any:
@@ -122,10 +134,9 @@ class RedisStore:
             ConfigError: the URL is none.
             DependencyMissing: the library is not installed.
         """
-        self._redis = _Redis(url, timeout_s=TIMEOUT_S, now=now)
-        self._ttl_s = ttl_s
         # The library's own asynchronous client belongs to one event loop, and there are several.
-        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="redis")
+        self._redis = _Redis(url, workers=_WORKERS, timeout_s=TIMEOUT_S, now=now)
+        self._ttl_s = ttl_s
         self._lock = threading.Lock()
         self._pending = 0
 
@@ -133,11 +144,8 @@ class RedisStore:
         """The value of a key, or ``None`` where Redis has none or is away."""
         if self._redis.is_left_alone:
             return None
-        try:
-            asked = self._pool.submit(self._redis.get, _name(key), MAX_VALUE_BYTES)
-        except RuntimeError:  # closed
-            return None
-        return await asyncio.wrap_future(asked)
+        asked = self._redis.beside(self._redis.get, _name(key), MAX_VALUE_BYTES)
+        return None if asked is None else await asyncio.wrap_future(asked)
 
     def put(self, key: bytes, value: bytes) -> None:
         """Send a value on its way."""
@@ -145,15 +153,12 @@ class RedisStore:
             if self._redis.is_left_alone or self._pending >= _PENDING:
                 return
             self._pending += 1
-        try:
-            sent = self._pool.submit(self._redis.set, _name(key), value, self._ttl_s)
-        except RuntimeError:  # closed
-            return
-        sent.add_done_callback(self._sent)
+        sent = self._redis.beside(self._redis.set, _name(key), value, self._ttl_s)
+        if sent is not None:
+            sent.add_done_callback(self._sent)
 
     def close(self) -> None:
         """Close the connections."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
         self._redis.close()
 
     def _sent(self, _: Future[None]) -> None:
@@ -191,11 +196,10 @@ class RedisBlocks:
             ConfigError: the URL is none.
             DependencyMissing: the library is not installed.
         """
-        self._redis = _Redis(url, timeout_s=BLOCK_TIMEOUT_S, now=now)
+        self._redis = _Redis(url, workers=1, timeout_s=BLOCK_TIMEOUT_S, now=now)
         self._shape = shape
         self._bytes = int(np.prod(shape)) * np.dtype("<f4").itemsize
         self._ttl_s = ttl_s
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="redis")
         self._lock = threading.Lock()
         self._on_their_way: set[bytes] = set()
 
@@ -220,12 +224,10 @@ class RedisBlocks:
             if full or self._redis.is_left_alone or name in self._on_their_way:
                 return
             self._on_their_way.add(name)
-        with contextlib.suppress(RuntimeError):  # closed
-            self._pool.submit(self._send, name, np.ascontiguousarray(block, "<f4").tobytes())
+        self._redis.beside(self._send, name, np.ascontiguousarray(block, "<f4").tobytes())
 
     def close(self) -> None:
         """Close the connections."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
         self._redis.close()
 
     def _send(self, name: bytes, value: bytes) -> None:

@@ -21,8 +21,8 @@ import numpy as np
 
 from coordinator.inference.encoder import Encoded, EncoderCard, Span
 from coordinator.inference.engine import ServedAdapter
-from coordinator.inference.node_pool import NodeHealth, spread
-from coordinator.inference.upstream_nodes import Patience, WatchedNodes, bounded, patient
+from coordinator.inference.node_pool import spread
+from coordinator.inference.upstream_nodes import OverNodes, Patience, bounded, patient
 from coordinator.inference.upstream_wire import Node, refusal
 from shared.errors import DataError, EngineBusy, EngineError, ModelError, PromptRefused
 from shared.models.adapter import Adapter
@@ -44,7 +44,7 @@ _MAX_BODY_BYTES: Final = 32 * 2**20
 T = TypeVar("T")
 
 
-class UpstreamEncoder:
+class UpstreamEncoder(OverNodes):
     """An :class:`~coordinator.inference.encoder.Encoder` over OpenAI's API."""
 
     def __init__(
@@ -69,7 +69,7 @@ class UpstreamEncoder:
         Raises:
             ConfigError: an address names no host that there could be.
         """
-        self._nodes = WatchedNodes(nodes, model, patience=patience)
+        super().__init__(nodes, model, patience)
         self._model, self._reads = model, reads
         self._max_waiting, self._waiting = max_waiting, 0
         self._gate = threading.Lock()
@@ -79,36 +79,17 @@ class UpstreamEncoder:
         """What is served, as the nodes tell it; vLLM does not tell how wide an embedding is."""
         serving = self._nodes.serving
         state, reason = self._nodes.state
-        bases = {offer.base for offer in serving}
         widths = {offer.features for offer in serving}
         lengths = [each.max_tokens for each in serving if each.max_tokens is not None]
         return EncoderCard(
             name=self._model,
             state=state,
             reason=reason,
-            base=bases.pop() if len(bases) == 1 else None,
+            base=self._nodes.base,
             features=widths.pop() if len(widths) == 1 else None,
             max_tokens=min(lengths, default=None),
             reads_answers=self._reads,
         )
-
-    @property
-    def outstanding(self) -> dict[str, int]:
-        """Pieces that are under way, by node."""
-        return self._nodes.seats.taken
-
-    @property
-    def health(self) -> dict[str, NodeHealth]:
-        """What is known of each node."""
-        return self._nodes.health
-
-    def start(self) -> None:
-        """Begin to ask the nodes what they serve, and return at once."""
-        self._nodes.start()
-
-    def close(self) -> None:
-        """End all connections; whoever waits is told. Harmless if it runs no more."""
-        self._nodes.close()
 
     async def embed(self, texts: Sequence[str]) -> Encoded:
         """Features of texts; contract in :class:`~coordinator.inference.encoder.Encoder`.

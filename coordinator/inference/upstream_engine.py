@@ -27,11 +27,11 @@ from coordinator.inference.engine import (
     Piece,
     Stream,
 )
-from coordinator.inference.node_pool import NodeHealth, spread
+from coordinator.inference.node_pool import spread
 from coordinator.inference.upstream_nodes import (
     MAX_LISTING_BYTES,
+    OverNodes,
     Patience,
-    WatchedNodes,
     bounded,
     patient,
 )
@@ -57,7 +57,7 @@ _ROOM: Final = 256
 """Events that wait for a slow reader; then the node waits too."""
 
 
-class UpstreamEngine:
+class UpstreamEngine(OverNodes):
     """An :class:`~coordinator.inference.engine.Engine` over OpenAI's API."""
 
     def __init__(
@@ -81,7 +81,7 @@ class UpstreamEngine:
         Raises:
             ConfigError: an address names no host that there could be.
         """
-        self._nodes = WatchedNodes(nodes, model, patience=patience)
+        super().__init__(nodes, model, patience)
         self._model = model
         self._adapter_names = adapter_names
         self._slots_per_node = slots_per_node
@@ -92,14 +92,13 @@ class UpstreamEngine:
         """What is served, as the nodes tell it. Returns at once."""
         serving = self._nodes.serving
         contexts = [each.context_tokens for each in serving if each.context_tokens is not None]
-        bases = {offer.base for offer in serving}
         state, reason = self._nodes.state
         return ModelCard(
             name=self._model,
             stand_in=any(offer.stand_in for offer in serving),
             state=state,
             reason=reason,
-            base=bases.pop() if len(bases) == 1 else None,
+            base=self._nodes.base,
             context_tokens=min(contexts, default=None),
         )
 
@@ -118,24 +117,6 @@ class UpstreamEngine:
             cached_tokens=cached,
             completion_tokens=completion,
         )
-
-    @property
-    def outstanding(self) -> dict[str, int]:
-        """Unanswered requests by node."""
-        return self._nodes.seats.taken
-
-    @property
-    def health(self) -> dict[str, NodeHealth]:
-        """What is known of each node."""
-        return self._nodes.health
-
-    def start(self) -> None:
-        """Begin to ask the nodes what they serve, and return at once."""
-        self._nodes.start()
-
-    def close(self) -> None:
-        """End all connections; whoever waits is told. Harmless if it runs no more."""
-        self._nodes.close()
 
     async def stream(self, request: GenerationRequest) -> Stream:
         """Answer one request; contract in :class:`~coordinator.inference.engine.Engine`.

@@ -29,6 +29,7 @@ from shared.errors import (
     PromptRefused,
     RunNotFound,
 )
+from shared.types import Digest
 
 MAX_LISTING_BYTES: Final = 1_000_000
 """Of a list of models, or of an error."""
@@ -115,6 +116,12 @@ class WatchedNodes:
     def serving(self) -> list[Offer]:
         """Of those that serve the model."""
         return [offer for offer in self.offers if self._model in offer.models]
+
+    @property
+    def base(self) -> Digest | None:
+        """SHA-256 of the model's weights, where all that serve it tell the same."""
+        bases = {offer.base for offer in self.serving}
+        return bases.pop() if len(bases) == 1 else None
 
     @property
     def state(self) -> tuple[EngineState, str]:
@@ -317,6 +324,32 @@ class WatchedNodes:
             return before.went_well(offer_of(body, self._model))
         except EngineError as err:
             return before.went_wrong(str(err), surely=True)
+
+
+class OverNodes:
+    """A model that nodes serve: what is the same for all kinds of models."""
+
+    def __init__(self, nodes: Sequence[Node], model: str, patience: Patience | None) -> None:
+        """As :class:`WatchedNodes`."""
+        self._nodes = WatchedNodes(nodes, model, patience=patience)
+
+    @property
+    def outstanding(self) -> dict[str, int]:
+        """Requests, or pieces of them, that are under way, by node."""
+        return self._nodes.seats.taken
+
+    @property
+    def health(self) -> dict[str, NodeHealth]:
+        """What is known of each node."""
+        return self._nodes.health
+
+    def start(self) -> None:
+        """Begin to ask the nodes what they serve, and return at once."""
+        self._nodes.start()
+
+    def close(self) -> None:
+        """End all connections; whoever waits is told. Harmless if it runs no more."""
+        self._nodes.close()
 
 
 @contextlib.asynccontextmanager

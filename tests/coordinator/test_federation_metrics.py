@@ -19,7 +19,7 @@ from coordinator.federation.rounds import (
     UpdateStored,
 )
 from coordinator.federation_metrics import FederationMetrics
-from coordinator.fleet.transport_fleet import PRESENT_S
+from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
 from coordinator.inference.serving_metrics import ServingMetrics
 from coordinator.store.store import Store
 from shared.types import DeviceId, Digest, PublicKey, RoundNumber, RunId
@@ -30,10 +30,11 @@ DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "llmos.json"
 NOW = 1000.0
 
 
-class HeardOf:
+class HeardOf(TransportFleet):
     """A fleet that heard of devices when a test says so."""
 
     def __init__(self) -> None:
+        self._now = lambda: NOW
         self.stations: dict[str, tuple[float, str]] = {}
 
     def heard(self, device: DeviceId) -> tuple[float, str]:
@@ -59,9 +60,8 @@ def metrics(store: Store, fleet: HeardOf) -> Exposition:
     FederationMetrics(
         exposition,
         store=store,
-        fleet=fleet,  # type: ignore[arg-type]
+        fleet=fleet,
         is_connected=lambda: True,
-        now=lambda: NOW,
     )
     return exposition
 

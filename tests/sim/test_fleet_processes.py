@@ -68,8 +68,10 @@ def test_the_coordinator_while_it_gathers_updates(story: Story, watched: Watched
     """Updates that it gave a receipt for exist nowhere else."""
     number, late = story.held_in_gathering()
     early = next(device for device in story.devices if device != late)
-    assert (
-        Outbox(story.fleet.device_home(early).outbox).find(story.run, RoundNumber(number)) is None
+    outbox = Outbox(story.fleet.device_home(early).outbox)
+    wait_for(
+        lambda: outbox.find(story.run, RoundNumber(number)) is None or None,
+        f"the receipt to reach {early}",
     )
     story.fleet.kill(COORDINATOR)
     story.fleet.restart(COORDINATOR)

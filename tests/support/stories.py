@@ -47,6 +47,12 @@ ROUNDS: Final = 13
 STREAM_AT: Final = 64
 """Where the compressed numbers begin in a secret key's file: behind our header and SEAL's."""
 
+SETTLING_S: Final = 2.0
+"""In which what a device had trained just before it was held reaches the coordinator.
+
+Later ones are held between two rounds, where nothing is under way.
+"""
+
 AnswerT = TypeVar("AnswerT")
 
 TRAINING: Final = "edge_agent.training.child"
@@ -84,6 +90,7 @@ class Story:
         """The round in whose middle the run is held, and the device that it lacks."""
         if self._held is None:
             self._hold(self.devices[0])
+            time.sleep(SETTLING_S)
         assert self._held is not None
         device, _ = self._held
         return self._until_only_missing(device), device
