@@ -149,6 +149,7 @@ def start(
         reader=reader,
         vectors=vectors,
         store_at=store,
+        say=typer.echo,
         serving=Serving(
             model=model,
             engine_kind=engine,
@@ -239,6 +240,10 @@ class Client:
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """POST a JSON body, as JSON."""
         return self._ask("POST", path, json=body)
+
+    def put(self, path: str, body: dict[str, Any]) -> Any:
+        """PUT a JSON body, as JSON."""
+        return self._ask("PUT", path, json=body)
 
     def delete(self, path: str) -> Any:
         """DELETE, as JSON."""

@@ -11,7 +11,8 @@
     ├── CoordinatorUnavailable   no coordinator answers where one was expected
     ├── ChildDied                a worker process ended before it answered
     ├── AccessDenied             the caller showed no valid credential
-    │   └── NotPermitted           the credential is valid, and does not reach that far
+    │   ├── NotPermitted           the credential is valid, and does not reach that far
+    │   └── TooManyTries           too many logins of this name or from this address have failed
     ├── ProtocolError            a peer sent what the wire format does not allow
     │   ├── UndecodableMessage     the bytes are not a message
     │   ├── BadSignature           the signature does not belong to these bytes and this sender
@@ -150,6 +151,17 @@ class NotPermitted(AccessDenied):
     """The credential is valid, and does not reach that far."""
 
     code = "access_denied.not_permitted"
+
+
+class TooManyTries(AccessDenied):
+    """Too many logins of this name or from this address have failed, or wait."""
+
+    code = "access_denied.too_many_tries"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class ProtocolError(LlmOsError):

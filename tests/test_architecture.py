@@ -44,6 +44,8 @@ _ROWS = {
     "coordinator/store/migrations/versions/r0003_devices_runs_rounds.py",
     "coordinator/store/migrations/versions/r0004_api_keys.py",
     "coordinator/store/migrations/versions/r0006_key_roles.py",
+    "coordinator/store/migrations/versions/r0007_people.py",
+    "coordinator/store/people.py",
     "coordinator/store/store.py",
     "coordinator/store/tables.py",
 }
@@ -54,7 +56,9 @@ HOMES = {
         "coordinator/store/migrations/versions/r0004_api_keys.py",
         "coordinator/store/migrations/versions/r0005_signpost.py",
         "coordinator/store/migrations/versions/r0006_key_roles.py",
+        "coordinator/store/migrations/versions/r0007_people.py",
     },
+    "argon2": {"coordinator/people/passwords.py"},
     "amqtt": {"coordinator/broker/amqtt_main.py"},
     "dp_accounting": {"sim/bench/accountant.py"},
     "fastapi_offline": {"coordinator/api/docs.py"},
