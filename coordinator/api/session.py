@@ -20,7 +20,7 @@ from coordinator.store.people import Person
 from shared.errors import AccessDenied, DataError
 
 _NAMED: Final[dict[str, Any]] = {"pattern": f"^{NAME}$"}
-_SECRET: Final = {"minLength": SECRET_LENGTH}
+_SECRET: Final[dict[str, Any]] = {"minLength": SECRET_LENGTH}
 
 
 class ShownLink(BaseModel):
