@@ -64,7 +64,12 @@ def problems_of(password: str, name: str = "anna") -> list[str]:
 
 def test_length_is_what_counts_and_every_script_and_character_is_taken() -> None:
     assert problems_of("a" * (SHORTEST - 2) + "b") != []
-    for good in (GOOD, "b" + "a" * (SHORTEST - 1), "密码是一句只有我自己知道的长话", " 'quoted' \t \0 "):
+    for good in (
+        GOOD,
+        "b" + "a" * (SHORTEST - 1),
+        "密码是一句只有我自己知道的长话",
+        " 'quoted' \t \0 ",
+    ):
         assert problems_of(good) == []
     assert problems_of("ab" * (LONGEST // 2)) == []
     assert problems_of("ab" * (LONGEST // 2) + "c") != []

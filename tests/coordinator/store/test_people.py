@@ -95,7 +95,11 @@ def test_a_link_is_good_until_it_expires_or_another_takes_its_place(store: Store
     assert store.people.link(sha(2), now=1.0) is None
     store.people.add_link(link_of(BERT, 2), now=1.0)
     store.people.add_link(link_of(None, 3), now=1.0)
-    assert [store.people.link(sha(n), now=1.0) is not None for n in (1, 2, 3)] == [False, True, True]
+    assert [store.people.link(sha(n), now=1.0) is not None for n in (1, 2, 3)] == [
+        False,
+        True,
+        True,
+    ]
     store.people.add_link(link_of(None, 4, expires_at=30.0), now=20.0)
     with store.database.reading() as connection:
         assert len(rows_in(connection)["person_links"]) == 1, "what expired is forgotten"
