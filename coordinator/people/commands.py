@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -23,7 +24,8 @@ Role = Annotated[str, typer.Option(help="caller (asks models), viewer, auditor, 
 @people.command("ls")
 def list_people(home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List everybody who was ever invited."""
-    found = Client.of_home(home, url).items("/api/v1/people")
+    with closing(Client.of_home(home, url)) as client:
+        found = client.items("/api/v1/people")
     if as_json:
         typer.echo(json.dumps(found))
         return
@@ -44,7 +46,8 @@ def invite(
     as_json: AsJson = False,
 ) -> None:
     """Invite somebody, and print the one-time link to send."""
-    made = Client.of_home(home, url).post("/api/v1/people", {"name": name, "role": role})
+    with closing(Client.of_home(home, url)) as client:
+        made = client.post("/api/v1/people", {"name": name, "role": role})
     _print_link(made, url, as_json=as_json)
 
 
@@ -62,7 +65,8 @@ def make_link(
     if bool(name) is first:
         raise ConfigError(["name somebody, or use --first: one of the two"], source="options")
     path = "session/first" if first else f"people/{quote(name, safe='')}/link"
-    made = Client.of_home(home, url).post(f"/api/v1/{path}", {})
+    with closing(Client.of_home(home, url)) as client:
+        made = client.post(f"/api/v1/{path}", {})
     _print_link(made, url, as_json=as_json)
 
 
@@ -72,7 +76,8 @@ def set_role(
 ) -> None:
     """Give somebody another role, from the next request on."""
     path = f"/api/v1/people/{quote(name, safe='')}/role"
-    person = Client.of_home(home, url).put(path, {"role": role})
+    with closing(Client.of_home(home, url)) as client:
+        person = client.put(path, {"role": role})
     typer.echo(json.dumps(person) if as_json else f"{person['name']} is {person['role']}")
 
 
@@ -81,7 +86,8 @@ def disable(
     name: str, home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
     """Let somebody in no more; all sessions end. A new link lets in again."""
-    gone = Client.of_home(home, url).delete(f"/api/v1/people/{quote(name, safe='')}")
+    with closing(Client.of_home(home, url)) as client:
+        gone = client.delete(f"/api/v1/people/{quote(name, safe='')}")
     typer.echo(json.dumps(gone) if as_json else f"disabled {name}")
 
 

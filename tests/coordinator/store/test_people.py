@@ -15,6 +15,7 @@ from shared.errors import AccessDenied, DataError
 from tests.support.stores import Place, rows_in
 
 ANNA = Person("anna", "admin", "active", "hash of anna's", created_at=1.0)
+NEW = "hash of another"
 BERT = Person("bert@firm.example", "viewer", "invited", None, created_at=2.0)
 
 
@@ -124,11 +125,11 @@ def test_to_spend_a_link_sets_password_and_state_and_ends_every_session(store: S
     begin(store, ANNA, 7)
     store.people.add_link(link_of(ANNA), now=1.0)
     store.people.spend(
-        link_of(ANNA), dataclasses.replace(ANNA, password="new", role="viewer", created_at=99.0)
+        link_of(ANNA), dataclasses.replace(ANNA, password=NEW, role="viewer", created_at=99.0)
     )
     kept = store.people.person("anna")
     assert kept is not None
-    assert (kept.password, kept.role, kept.created_at) == ("new", "admin", 1.0)
+    assert (kept.password, kept.role, kept.created_at) == (NEW, "admin", 1.0)
     assert store.people.session(sha(7)) is None
     assert store.people.link(sha(1), now=1.0) is None
 
@@ -221,7 +222,7 @@ def test_a_session_is_found_with_whose_it_is_until_it_is_ended(store: Store) -> 
 
 def test_who_is_disabled_has_no_session_and_no_link_and_gets_none(store: Store) -> None:
     store.people.add(ANNA)
-    active = dataclasses.replace(BERT, state="active", password="b")
+    active = dataclasses.replace(BERT, state="active", password=NEW)
     store.people.add(active)
     begin(store, active, 1)
     begin(store, ANNA, 2)
@@ -234,7 +235,7 @@ def test_who_is_disabled_has_no_session_and_no_link_and_gets_none(store: Store) 
     with pytest.raises(AccessDenied):
         begin(store, active, 3)
     with pytest.raises(AccessDenied):
-        store.people.set_password(active.name, "new", instead_of="b", keep="")
+        store.people.set_password(active.name, "newer", instead_of=NEW, keep="")
 
 
 def test_another_password_ends_the_other_sessions_and_logins_that_are_under_way(
