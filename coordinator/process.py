@@ -31,6 +31,7 @@ from coordinator.inference.run_adapters import adapters_by_name, run_adapters
 from coordinator.inference.run_heads import run_heads
 from coordinator.inference.serve_texts import NO_ENCODER, serve_texts
 from coordinator.inference.serving_metrics import ServingMetrics
+from coordinator.people.oidc import OidcSettings, Provider, check_settings
 from coordinator.people.people import People
 from coordinator.registry.release_worker import release_maker
 from coordinator.store.database import store_url
@@ -63,6 +64,7 @@ def run_coordinator(
     reader: str = "",
     vectors: str = "",
     store_at: str = "",
+    oidc: OidcSettings | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Run a coordinator until SIGINT or SIGTERM. Call on the main thread.
@@ -84,6 +86,7 @@ def run_coordinator(
             keeps them in the home.
         store_at: URL of a PostgreSQL that keeps the rows; empty keeps them in the home. Blobs are
             files in the home anyway.
+        oidc: A provider of identities, where people can log in; ``None``: none.
         say: Told what is for whoever started it, and for no log: where to make the first account.
 
     Raises:
@@ -95,6 +98,9 @@ def run_coordinator(
     """
     holder = parse_public(key_holder) if key_holder else None
     rows_at = store_url(store_at, home)
+    if oidc is not None:
+        check_settings(oidc, roles=ROLES_OF_PEOPLE)
+    provider = Provider(oidc) if oidc is not None else None
     serving = serving or Serving()
     engine = serving.engine(home / "models", prefixes="" if cache in _NOT_SHARED else cache)
     with ExitStack() as stack:
@@ -162,6 +168,7 @@ def run_coordinator(
                 desk=desk,
                 adapter_of=adapters_by_name if serving.upstream_model else run_adapters(store),
                 people=people,
+                provider=provider,
                 metrics=exposition,
                 metrics_token=secret_token(home / "metrics.token"),
                 texts=texts.services,

@@ -9,6 +9,7 @@
     │   └── AuditDamaged           the audit log was altered, cut, or broke other than at its torn end
     ├── BrokerUnavailable        no MQTT broker answers where one was expected
     ├── CoordinatorUnavailable   no coordinator answers where one was expected
+    ├── ProviderUnavailable      no provider of identities answers as one does
     ├── ChildDied                a worker process ended before it answered
     ├── AccessDenied             the caller showed no valid credential
     │   ├── NotPermitted           the credential is valid, and does not reach that far
@@ -131,6 +132,13 @@ class CoordinatorUnavailable(LlmOsError):
     """No coordinator answers where one was expected."""
 
     code = "coordinator_unavailable"
+    retryable = True
+
+
+class ProviderUnavailable(LlmOsError):
+    """No provider of identities answers, or not as one does."""
+
+    code = "provider_unavailable"
     retryable = True
 
 

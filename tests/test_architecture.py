@@ -62,6 +62,7 @@ HOMES = {
     "amqtt": {"coordinator/broker/amqtt_main.py"},
     "dp_accounting": {"sim/bench/accountant.py"},
     "fastapi_offline": {"coordinator/api/docs.py"},
+    "joserfc": {"coordinator/people/oidc.py"},
     "jinja2": {"coordinator/inference/engine_text.py", "sim/html_report.py"},
     "lancedb": {"coordinator/retrieval/lance_vectors.py"},
     "onnx": _GRAPHS,

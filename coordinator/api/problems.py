@@ -24,6 +24,7 @@ STATUS: Final[dict[type[errors.LlmOsError], HTTPStatus]] = {
     errors.ModelError: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.StorageError: HTTPStatus.INSUFFICIENT_STORAGE,
     errors.ChildDied: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.ProviderUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.AccessDenied: HTTPStatus.UNAUTHORIZED,
     errors.NotPermitted: HTTPStatus.FORBIDDEN,
     errors.TooManyTries: HTTPStatus.TOO_MANY_REQUESTS,

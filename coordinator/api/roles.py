@@ -103,6 +103,8 @@ PERMISSIONS: Final = (
     Permission("POST", "/api/v1/session", _ALL),
     Permission("DELETE", "/api/v1/session", _PEOPLE),
     Permission("POST", "/api/v1/session/link", _ALL),
+    Permission("GET", "/api/v1/session/oidc", _ALL),
+    Permission("GET", "/api/v1/session/oidc/callback", _ALL),
     Permission("POST", "/api/v1/session/first", _ADMIN),
     Permission("PUT", "/api/v1/session/password", _PEOPLE),
     Permission("GET", "/api/v1/people", _AUDITING),

@@ -74,8 +74,8 @@ class Offer(BaseModel):
     expires_at: float
 
 
-def session_routes(people: People, access: Access) -> APIRouter:
-    """``/session``."""
+def session_routes(people: People, access: Access, *, oidc: bool) -> APIRouter:
+    """``/session``; ``oidc``: whether people can log in at a provider of identities too."""
     router = APIRouter(tags=["session"])
 
     @router.get("/session", summary="Show who asks")
@@ -106,14 +106,7 @@ def session_routes(people: People, access: Access) -> APIRouter:
         else:
             future = people.enter(body.link, body.name, body.password, address=address)
         made = await asyncio.wrap_future(future)
-        response.set_cookie(
-            SESSION_COOKIE,
-            made.secret,
-            path="/",
-            httponly=True,
-            samesite="strict",
-            secure=request.url.scheme == "https",
-        )
+        set_session(request, response, made.secret)
         return _who(access.of_person(made.person))
 
     @router.delete("/session", status_code=status.HTTP_204_NO_CONTENT)
@@ -147,7 +140,7 @@ def session_routes(people: People, access: Access) -> APIRouter:
             role=principal.role if principal is not None else None,
             kind=principal.kind if principal is not None else None,
             first=not people.has_accounts(),
-            oidc=False,
+            oidc=oidc,
         )
 
     def _session(request: Request) -> tuple[str, Person]:
@@ -161,6 +154,18 @@ def session_routes(people: People, access: Access) -> APIRouter:
         return secret, person
 
     return router
+
+
+def set_session(request: Request, response: Response, secret: str) -> None:
+    """Give a browser the secret of its session."""
+    response.set_cookie(
+        SESSION_COOKIE,
+        secret,
+        path="/",
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
 
 
 def _address(request: Request) -> str:

@@ -30,6 +30,7 @@ from coordinator.audit.audited_store import person_added
 from coordinator.audit.chain import Action, Entry, Facts
 from coordinator.audit.sink import AuditSink, NoAudit, acting, recorded
 from coordinator.people.failures import FailedLogins
+from coordinator.people.oidc import Identity
 from coordinator.people.passwords import Passwords, check_choice
 from coordinator.people.throttle import Throttle, place_of
 from coordinator.people.workers import Workers
@@ -265,6 +266,48 @@ class People:
             TooManyTries: this address has to wait, or too many log in.
         """
         return self._tried("", address, partial(self._enter, link, name, password))
+
+    def let_in(self, identity: Identity) -> LoggedIn:
+        """Begin a session of somebody whom a provider of identities vouches for.
+
+        The account is made at the first login. Its role is what the provider's claims give, each
+        time anew. Nobody is taken for somebody else of the same name.
+
+        Raises:
+            AccessDenied: the name cannot be one, is another account's, or the account is disabled.
+            DataError: the last active admin would get another role.
+            StorageError: it could not be written down.
+        """
+        actor = acting_name(identity.name)
+        person = self._rows.person_known_as(identity.subject)
+        if person is None:
+            if _name_problems(identity.name) or self._rows.person(identity.name) is not None:
+                self._failed.record("", by="oidc")
+                raise AccessDenied("the provider's name for you is none here, or somebody else's")
+            person = Person(
+                identity.name,
+                identity.role,
+                ACTIVE,
+                None,
+                self._now(),
+                subject=identity.subject,
+            )
+            with recorded(self._audit, person_added(person, actor)):
+                self._rows.add(person)
+        if person.state != ACTIVE:
+            self._failed.record(person.name, by="oidc")
+            raise AccessDenied("this account is disabled: ask an admin")
+        if person.role != identity.role:
+            facts: Facts = {"role": identity.role, "before": person.role}
+            actor = acting_name(person.name)
+            with recorded(self._audit, Entry(Action.ROLE_CHANGED, actor, person.name, facts)):
+                self._rows.set_role(person.name, identity.role)
+            person = dataclasses.replace(person, role=identity.role)
+        return self._begin(person, "oidc")
+
+    def refused(self, *, by: str) -> None:
+        """Write down that somebody was not let in. Raises StorageError."""
+        self._failed.record("", by=by)
 
     def whose(self, secret: str, *, in_use: bool = True) -> Person | None:
         """Who shows the secret of a session that is not over; that is a use of it if ``in_use``."""

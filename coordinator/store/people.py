@@ -41,6 +41,8 @@ class Person:
         password: What is kept of it; ``None``: there is none yet.
         created_at: Seconds since the epoch.
         last_login_at: ``None``: never.
+        subject: Who that is at a provider of identities: its address, a space, and the name it
+            never gives to another; ``None``: nobody.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Person:
     password: str | None = field(repr=False)
     created_at: float
     last_login_at: float | None = None
+    subject: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,11 @@ class PeopleRows:
     def person(self, name: str) -> Person | None:
         """One, by name."""
         found = self._where(_people.c.name == name)
+        return found[0] if found else None
+
+    def person_known_as(self, subject: str) -> Person | None:
+        """One, by what a provider of identities calls him or her."""
+        found = self._where(_people.c.subject == subject)
         return found[0] if found else None
 
     def people(self, after: str = "", limit: int | None = None) -> list[Person]:

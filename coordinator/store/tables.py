@@ -61,6 +61,7 @@ people = sa.Table(
     sa.Column("password", sa.String(255)),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("last_login_at", sa.Float),
+    sa.Column("subject", sa.String(600), unique=True),
 )
 
 person_links = sa.Table(

@@ -18,6 +18,7 @@ from coordinator.fleet.transport_fleet import TransportFleet
 from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.serving_metrics import ServingMetrics
 from coordinator.inference.text_services import TextServices
+from coordinator.people.oidc import Provider
 from coordinator.people.passwords import Passwords
 from coordinator.people.people import People
 from coordinator.store.store import Store
@@ -42,6 +43,7 @@ class Api:
         folder: Path,
         texts: TextServices | None = None,
         *,
+        provider: Provider | None = None,
         most_listeners: int = 64,
         room: int = 1000,
     ) -> None:
@@ -96,6 +98,7 @@ class Api:
                 desk=self.desk,
                 adapter_of=lambda _: b"",
                 people=self.people,
+                provider=provider,
                 metrics=exposition,
                 metrics_token=SCRAPER,
                 read_audit=lambda *, after, limit: [],

@@ -35,6 +35,7 @@ from tests.support.coordinator_api import SCRAPER, TOKEN, Api
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("POST", "/api/v1/devices/join")}
 SESSION = "/api/v1/session"
 OPEN |= {("GET", SESSION), ("POST", SESSION), ("POST", f"{SESSION}/link")}
+OPEN |= {("GET", f"{SESSION}/oidc"), ("GET", f"{SESSION}/oidc/callback")}
 OPEN |= {
     ("GET", f"/api/v1/docs{file}")
     for file in ("", "/page.js", "/swagger-ui-bundle.js", "/swagger-ui.css")

@@ -221,7 +221,8 @@ def test_people_come_in_pages(api: Api) -> None:
     names = [f"p{number}" for number in range(5)]
     for name in names:
         api.people.invite(name, "viewer")
-    found, cursor = [], ""
+    found: list[str] = []
+    cursor: str | None = ""
     while cursor is not None:
         page = api.get(f"{PEOPLE}?limit=2&cursor={cursor}").json()
         found += [person["name"] for person in page["items"]]

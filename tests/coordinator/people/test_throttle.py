@@ -94,6 +94,13 @@ def test_what_is_known_has_a_bound_and_the_oldest_goes_first() -> None:
     assert may(throttle, "89")
 
 
+def test_whoever_has_just_failed_is_not_the_oldest() -> None:
+    throttle = Throttle(monotonic=Now(), most=2)
+    for key in ("old", "other", "old", "old", "new"):
+        assert may(throttle, key)
+    assert not may(throttle, "old")
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [

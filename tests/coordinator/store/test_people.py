@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -115,7 +116,7 @@ def test_a_link_is_spent_once_though_two_race_for_it(store: Store) -> None:
         takers = [
             dataclasses.replace(person, state="active", password=password) for password in "xy"
         ]
-        spend = [lambda taker=taker, link=link: store.people.spend(link, taker) for taker in takers]
+        spend = [partial(store.people.spend, link, taker) for taker in takers]
         assert at_once(*spend) == ["AccessDenied", "done"]
         assert store.people.person(person.name) in takers
 
@@ -187,7 +188,7 @@ def test_two_admins_who_disable_each_other_do_not_both_go(store: Store) -> None:
         both = [dataclasses.replace(ANNA, name=f"{each}{number}") for each in "ab"]
         for person in both:
             store.people.add(person)
-        deeds = [lambda name=person.name: store.people.disable(name) for person in both]
+        deeds = [partial(store.people.disable, person.name) for person in both]
         assert at_once(*deeds) == ["DataError", "done"]
         (left,) = [p.name for p in store.people.people() if p.state == "active"]
         store.people.add(dataclasses.replace(ANNA, name=f"c{number}"))
@@ -262,8 +263,7 @@ def test_a_login_and_a_disabling_at_once_leave_no_session(store: Store) -> None:
         person = dataclasses.replace(ANNA, name=f"p{number}")
         store.people.add(person)
         outcome = at_once(
-            lambda person=person, number=number: begin(store, person, number),
-            lambda person=person: store.people.disable(person.name),
+            partial(begin, store, person, number), partial(store.people.disable, person.name)
         )
         assert outcome in (["AccessDenied", "done"], ["done", "done"])
         assert store.people.session(sha(number)) is None

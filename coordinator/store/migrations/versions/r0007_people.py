@@ -17,6 +17,7 @@ def upgrade() -> None:
         sa.Column("password", sa.String(255)),
         sa.Column("created_at", sa.Float, nullable=False),
         sa.Column("last_login_at", sa.Float),
+        sa.Column("subject", sa.String(600), unique=True),
     )
     op.create_table(
         "person_links",
