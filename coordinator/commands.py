@@ -21,6 +21,7 @@ from shared.errors import AccessDenied, ConfigError, CoordinatorUnavailable, Rou
 
 if TYPE_CHECKING:
     from coordinator.inference.upstream_wire import AdapterNames
+    from coordinator.people.oidc import OidcSettings
 
 up = typer.Typer(add_completion=False)
 run = typer.Typer(help="Federated runs.", no_args_is_help=True)
@@ -131,6 +132,35 @@ def start(
     upstream_adapters: Annotated[
         str, typer.Option(help="How they call a run's adapter: 'llmos' (MODEL:RUN) or 'plain'.")
     ] = "llmos",
+    oidc_issuer: Annotated[
+        str,
+        typer.Option(
+            envvar="LLMOS_OIDC_ISSUER",
+            help="https://… of a provider of identities, where people can log in.",
+        ),
+    ] = "",
+    oidc_client_id: Annotated[
+        str,
+        typer.Option(
+            envvar="LLMOS_OIDC_CLIENT_ID",
+            help="What it calls this coordinator; the secret is in LLMOS_OIDC_SECRET, or in the "
+            "file that LLMOS_OIDC_SECRET_FILE names.",
+        ),
+    ] = "",
+    oidc_roles: Annotated[
+        str,
+        typer.Option(
+            envvar="LLMOS_OIDC_ROLES",
+            help="Who gets in, by commas: VALUE=ROLE of the claim; else nobody.",
+        ),
+    ] = "",
+    oidc_claim: Annotated[
+        str,
+        typer.Option(envvar="LLMOS_OIDC_CLAIM", help="The claim with somebody's groups or roles."),
+    ] = "groups",
+    oidc_name: Annotated[
+        str, typer.Option(envvar="LLMOS_OIDC_NAME", help="The claim with somebody's name.")
+    ] = "preferred_username",
 ) -> None:
     """Start a coordinator: registry, federated rounds, HTTP API and a broker, on loopback."""
     from coordinator.inference.engines import Serving
@@ -149,6 +179,8 @@ def start(
         reader=reader,
         vectors=vectors,
         store_at=store,
+        oidc=_oidc(oidc_issuer, oidc_client_id, oidc_roles, claim=oidc_claim, name=oidc_name),
+        say=typer.echo,
         serving=Serving(
             model=model,
             engine_kind=engine,
@@ -166,6 +198,43 @@ def start(
             adapter_names=_adapter_names(upstream_adapters),
         ),
     )
+
+
+def _oidc(issuer: str, client_id: str, roles: str, *, claim: str, name: str) -> OidcSettings | None:
+    """The provider of identities; its secret has no place on a command line."""
+    from coordinator.people.oidc import OidcSettings
+
+    if not issuer:
+        if client_id or roles:
+            raise ConfigError(["--oidc-issuer: is missing"], source="options")
+        return None
+    lines = [line.strip() for line in roles.split(",") if line.strip()]
+    if unclear := [line for line in lines if not line.rpartition("=")[0].strip()]:
+        raise ConfigError(
+            [f"--oidc-roles: expected VALUE=ROLE, not {line!r}" for line in unclear],
+            source="options",
+        )
+    pairs = [line.rpartition("=") for line in lines]
+    return OidcSettings(
+        issuer=issuer,
+        client_id=client_id,
+        client_secret=_oidc_secret(),
+        roles={value.strip(): role.strip() for value, _, role in pairs},
+        role_claim=claim,
+        name_claim=name,
+    )
+
+
+def _oidc_secret() -> str:
+    path = os.environ.get("LLMOS_OIDC_SECRET_FILE", "")
+    if not path:
+        return os.environ.get("LLMOS_OIDC_SECRET", "")
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as err:
+        raise ConfigError(
+            [f"LLMOS_OIDC_SECRET_FILE: {path} cannot be read: {err}"], source="options"
+        ) from err
 
 
 def _from_environment(variable: str) -> str:
@@ -239,6 +308,10 @@ class Client:
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """POST a JSON body, as JSON."""
         return self._ask("POST", path, json=body)
+
+    def put(self, path: str, body: dict[str, Any]) -> Any:
+        """PUT a JSON body, as JSON."""
+        return self._ask("PUT", path, json=body)
 
     def delete(self, path: str) -> Any:
         """DELETE, as JSON."""

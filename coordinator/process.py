@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Final
@@ -13,6 +13,7 @@ import structlog
 
 from coordinator.api.app import Services, create_app
 from coordinator.api.management import Management
+from coordinator.api.roles import ROLES_OF_PEOPLE
 from coordinator.audit.audited_store import AuditedStore, Written, catch_up
 from coordinator.audit.chain import Action, Entry, Fact
 from coordinator.audit.log import AuditLog
@@ -30,6 +31,8 @@ from coordinator.inference.run_adapters import adapters_by_name, run_adapters
 from coordinator.inference.run_heads import run_heads
 from coordinator.inference.serve_texts import NO_ENCODER, serve_texts
 from coordinator.inference.serving_metrics import ServingMetrics
+from coordinator.people.oidc import OidcSettings, Provider, check_settings
+from coordinator.people.people import People
 from coordinator.registry.release_worker import release_maker
 from coordinator.store.database import store_url
 from coordinator.usage import Meters, UsageBook
@@ -61,6 +64,8 @@ def run_coordinator(
     reader: str = "",
     vectors: str = "",
     store_at: str = "",
+    oidc: OidcSettings | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Run a coordinator until SIGINT or SIGTERM. Call on the main thread.
 
@@ -81,6 +86,8 @@ def run_coordinator(
             keeps them in the home.
         store_at: URL of a PostgreSQL that keeps the rows; empty keeps them in the home. Blobs are
             files in the home anyway.
+        oidc: A provider of identities, where people can log in; ``None``: none.
+        say: Told what is for whoever started it, and for no log: where to make the first account.
 
     Raises:
         ConfigError: a port is taken, an address or key is malformed, or options of ``serving``
@@ -91,6 +98,9 @@ def run_coordinator(
     """
     holder = parse_public(key_holder) if key_holder else None
     rows_at = store_url(store_at, home)
+    if oidc is not None:
+        check_settings(oidc, roles=ROLES_OF_PEOPLE)
+    provider = Provider(oidc) if oidc is not None else None
     serving = serving or Serving()
     engine = serving.engine(home / "models", prefixes="" if cache in _NOT_SHARED else cache)
     with ExitStack() as stack:
@@ -141,6 +151,8 @@ def run_coordinator(
             find_head=run_heads(store),
             on_nodes=serving.encoders(),
         )
+        people = People(store.people, roles=ROLES_OF_PEOPLE, audit=audit)
+        stack.callback(people.close)
         feed = Feed(store, lambda: live_states(coordinator.fleet, desk, texts.services))
         app = create_app(
             Services(
@@ -155,6 +167,8 @@ def run_coordinator(
                 is_ready=lambda: transport.connected,
                 desk=desk,
                 adapter_of=adapters_by_name if serving.upstream_model else run_adapters(store),
+                people=people,
+                provider=provider,
                 metrics=exposition,
                 metrics_token=secret_token(home / "metrics.token"),
                 texts=texts.services,
@@ -174,6 +188,8 @@ def run_coordinator(
         }
         stack.enter_context(announced_ready(home, facts))
         log.info("coordinator.ready", **facts)
+        if not people.has_accounts():
+            say(f"make the first account: {login_address(url, people.first_link().secret)}")
         # Ended before the server is, which waits for answers that are under way.
         stack.callback(feed.close)
         stack.callback(texts.close)
@@ -183,6 +199,11 @@ def run_coordinator(
             stack.callback(engine.close)
             engine.start()
         serve(coordinator, transport, loop)
+
+
+def login_address(url: str, link: str) -> str:
+    """Where a link is opened: behind the ``#``, which no browser sends to anybody."""
+    return f"{url}/console/#/login/{link}"
 
 
 _NOT_SHARED: Final = ("memory", "none")

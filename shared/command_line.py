@@ -26,6 +26,10 @@ COMMANDS: Final[Table] = {
     "run": ("coordinator.commands:run", "Federated runs: submit, ls, show, logs, stop"),
     "device": ("coordinator.commands:device", "The fleet: token, ls"),
     "key": ("coordinator.commands:key", "Keys for the HTTP API: add, ls, rotate, revoke"),
+    "people": (
+        "coordinator.people.commands:people",
+        "Who can log in: ls, invite, link, role, disable",
+    ),
     "backup": ("coordinator.store.commands:backup", "A coordinator into one file"),
     "restore": ("coordinator.store.commands:restore", "A coordinator out of such a file"),
     "model": (
@@ -105,6 +109,7 @@ _EXTRA: Final = {
     "run": "coordinator",
     "device": "coordinator",
     "key": "coordinator",
+    "people": "coordinator",
     "backup": "coordinator",
     "restore": "coordinator",
     "model": "coordinator",

@@ -9,9 +9,11 @@
     │   └── AuditDamaged           the audit log was altered, cut, or broke other than at its torn end
     ├── BrokerUnavailable        no MQTT broker answers where one was expected
     ├── CoordinatorUnavailable   no coordinator answers where one was expected
+    ├── ProviderUnavailable      no provider of identities answers as one does
     ├── ChildDied                a worker process ended before it answered
     ├── AccessDenied             the caller showed no valid credential
-    │   └── NotPermitted           the credential is valid, and does not reach that far
+    │   ├── NotPermitted           the credential is valid, and does not reach that far
+    │   └── TooManyTries           too many logins of this name or from this address have failed
     ├── ProtocolError            a peer sent what the wire format does not allow
     │   ├── UndecodableMessage     the bytes are not a message
     │   ├── BadSignature           the signature does not belong to these bytes and this sender
@@ -133,6 +135,13 @@ class CoordinatorUnavailable(LlmOsError):
     retryable = True
 
 
+class ProviderUnavailable(LlmOsError):
+    """No provider of identities answers, or not as one does."""
+
+    code = "provider_unavailable"
+    retryable = True
+
+
 class ChildDied(LlmOsError):
     """A worker process ended before it answered."""
 
@@ -150,6 +159,17 @@ class NotPermitted(AccessDenied):
     """The credential is valid, and does not reach that far."""
 
     code = "access_denied.not_permitted"
+
+
+class TooManyTries(AccessDenied):
+    """Too many logins of this name or from this address have failed, or wait."""
+
+    code = "access_denied.too_many_tries"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class ProtocolError(LlmOsError):

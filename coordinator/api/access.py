@@ -6,6 +6,8 @@ A1  of a key, only the SHA-256 of its secret and the first letters are kept
 A2  what a secret is compared with is its hash, or it is compared in constant time
 A3  a key that was revoked or has expired opens nothing, within a second; so does the secret that
     a key had before it was rotated, when its time is over
+A4  a cookie is looked at where there is no Authorization header, and opens what its person's role
+    may at this moment
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from typing import Final, Protocol
 
 from coordinator.api.roles import ROLES_OF_KEYS, SCOPE_KINDS, TASKS, Role, Scopes
 from coordinator.inference.front_desk import Caller
+from coordinator.people.people import KIND, acting_name
+from coordinator.store.people import Person
 from coordinator.store.store import ApiKey
 from shared.errors import ConfigError, DataError
 from shared.wire import topics
@@ -30,6 +34,7 @@ METRICS: Final = "metrics"
 TOKENS: Final = (ADMIN, METRICS)
 """What the tokens in the coordinator's folder are called; no key is."""
 KEY_START: Final = "llmos_"
+SESSION_COOKIE: Final = "llmos_session"
 SECRET_BYTES: Final = 32
 PREFIX_LENGTH: Final = len(KEY_START) + 6
 """Of a key's letters, those that are kept to recognise it: 36 of its 256 bits."""
@@ -60,6 +65,18 @@ class Principal:
     role: Role
     scopes: Scopes = field(default_factory=Scopes)
 
+    @property
+    def kind(self) -> str:
+        """``person``, ``token`` or ``key``: no two of them share a name."""
+        if self.caller.name.startswith(f"{KIND}:"):
+            return KIND
+        return "token" if self.caller.name in TOKENS else "key"
+
+    @property
+    def name(self) -> str:
+        """Of the person, token or key."""
+        return self.caller.name.removeprefix(f"{KIND}:")
+
 
 class KeyStore(Protocol):
     """Where keys are kept."""
@@ -83,6 +100,14 @@ class KeyStore(Protocol):
         ...
 
 
+class Sessions(Protocol):
+    """Knows who is logged in."""
+
+    def whose(self, secret: str, *, in_use: bool = True) -> Person | None:
+        """Whose session that is; that is a use of it if ``in_use``."""
+        ...
+
+
 class Access:
     """Looks at what a request shows. Safe on any thread."""
 
@@ -92,6 +117,7 @@ class Access:
         *,
         admin_token: str,
         metrics_token: str = "",
+        sessions: Sessions | None = None,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -101,17 +127,39 @@ class Access:
             store: Of API keys.
             admin_token: Opens everything.
             metrics_token: Opens ``/metrics``; empty opens nothing.
+            sessions: Of people; ``None``: nobody can log in.
             now: Seconds since the epoch, by which keys expire.
             monotonic: Seconds, by which what is known of the keys grows old.
         """
         self._store = store
         self._admin = admin_token.encode()
         self._metrics = metrics_token.encode()
+        self._sessions = sessions
         self._now = now
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._known: dict[str, ApiKey] = {}
         self._known_at: float | None = None
+
+    def identify(self, headers: Mapping[str, str], *, in_use: bool = True) -> Principal | None:
+        """Who asks with these headers; ``None``: nobody whose credential is valid (A4).
+
+        Args:
+            headers: Whose names are found however they are written.
+            in_use: Whether a session is used by this, and goes on; a stream that looks whether
+                its client may still listen says no.
+        """
+        if "authorization" in headers:
+            return self.principal(headers["authorization"])
+        secret = shown_session(headers)
+        if not secret or self._sessions is None:
+            return None
+        person = self._sessions.whose(secret, in_use=in_use)
+        return self.of_person(person) if person is not None else None
+
+    def of_person(self, person: Person) -> Principal:
+        """Somebody who is logged in."""
+        return Principal(Caller(acting_name(person.name)), Role(person.role))
 
     def principal(self, authorization: str) -> Principal | None:
         """Who shows this Authorization header; ``None``: nobody whose credential is valid."""
@@ -248,6 +296,16 @@ class Access:
     def _forget(self) -> None:
         with self._lock:
             self._known_at = None
+
+
+def shown_session(headers: Mapping[str, str]) -> str:
+    """The secret of a session in the cookies; empty where there is none, or one beside a header."""
+    if "authorization" in headers:
+        return ""
+    pairs = (each.strip().partition("=") for each in headers.get("cookie", "").split(";"))
+    found = [value for name, _, value in pairs if name == SESSION_COOKIE]
+    # Of two, one was set by somebody else: by which, nobody can tell.
+    return found[0] if len(found) == 1 else ""
 
 
 def _new_secret() -> tuple[str, str, str]:

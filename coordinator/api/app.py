@@ -26,9 +26,12 @@ from coordinator.api.gate import Gate
 from coordinator.api.keys import key_routes
 from coordinator.api.listings import listing_routes
 from coordinator.api.management import Management, management_routes
+from coordinator.api.oidc import oidc_routes
 from coordinator.api.openapi_document import openapi_document
+from coordinator.api.people import people_routes
 from coordinator.api.request_ids import RequestIds
 from coordinator.api.roles import unlisted
+from coordinator.api.session import session_routes
 from coordinator.api.tasks import task_routes
 from coordinator.audit.chain import Action, Entry
 from coordinator.audit.sink import AuditSink, NoAudit, acting
@@ -36,6 +39,8 @@ from coordinator.exposition import CONTENT_TYPE, Exposition
 from coordinator.fleet.transport_fleet import TransportFleet
 from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.text_services import TextServices
+from coordinator.people.oidc import Provider
+from coordinator.people.people import People
 from coordinator.store.store import Store
 from coordinator.submission import MAX_PROBE_EXAMPLES, submit
 from coordinator.views import view_run
@@ -66,6 +71,8 @@ class Services:
         desk: The way to the coordinator's language models; it may have none.
         adapter_of: The adapter that a run has learnt for such a model, as bytes. Raises
             :class:`~shared.errors.RunNotFound` or another :class:`~shared.errors.RoundError`.
+        people: Who can log in; ``None`` has no such routes.
+        provider: Of identities, where people can log in; ``None``: there is none.
         metrics: For Prometheus; ``None`` shows none.
         metrics_token: Opens ``/metrics`` and nothing else; empty opens nothing.
         management: What the routes for consoles need besides; ``None`` has no such routes.
@@ -86,6 +93,8 @@ class Services:
     is_ready: Callable[[], bool]
     desk: FrontDesk
     adapter_of: Callable[[RunId], bytes]
+    people: People | None = None
+    provider: Provider | None = None
     metrics: Exposition | None = None
     metrics_token: str = ""
     management: Management | None = None
@@ -140,13 +149,22 @@ def create_app(services: Services) -> FastAPI:
         services.store,
         admin_token=services.admin_token,
         metrics_token=services.metrics_token,
+        sessions=services.people,
         now=services.now,
     )
-    app.add_middleware(Gate, identify=access.principal)
+    app.add_middleware(Gate, identify=access.identify)
     app.add_middleware(RequestIds)
     app.include_router(_health(services))
     for router in (_joining(services), _devices(services), _runs(services), key_routes(access)):
         app.include_router(router, prefix="/api/v1")
+    if services.people is not None:
+        people, provider = services.people, services.provider
+        for router in (
+            session_routes(people, access, oidc=provider is not None),
+            oidc_routes(people, provider),
+            people_routes(people),
+        ):
+            app.include_router(router, prefix="/api/v1")
     if services.read_audit is not None:
         app.include_router(audit_routes(services.read_audit), prefix="/api/v1")
     app.include_router(listing_routes(services), prefix="/api/v1")

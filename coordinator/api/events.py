@@ -74,10 +74,10 @@ def event_routes(feed: Feed, access: Access) -> APIRouter:
                 retryable=True,
                 headers={"Retry-After": str(RETRY_S)},
             )
-        shown, path = request.headers.get("authorization", ""), request.url.path
+        path = request.url.path
 
         def may() -> bool:
-            principal = access.principal(shown)
+            principal = access.identify(request.headers, in_use=False)
             return principal is not None and principal.role in allowance("GET", path).roles
 
         return EventStream(feed.listen(after, beat_s=CHECK_S), may)

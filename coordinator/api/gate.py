@@ -7,6 +7,9 @@ G1  what has no line in the table is refused, whoever asks
 G2  who may not is refused before anything of the body is read; who may is read as far as the table says
 G3  no, a wrong, an expired and a revoked credential are answered alike
 G4  of line, headers and body there is so much, and a body comes so fast, or the request is refused
+G5  what a browser sends by itself changes nothing for a page of another origin: with a cookie, a
+    request that is no GET has to say that it comes from a page of ours; where no credential is
+    looked at, it must not say that it comes from another
 """
 
 from __future__ import annotations
@@ -50,10 +53,10 @@ class Gate:
         self,
         app: ASGIApp,
         *,
-        identify: Callable[[str], Principal | None],
+        identify: Callable[[Headers], Principal | None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``identify`` says whose an Authorization header is, ``monotonic`` how slow a body is."""
+        """``identify`` says who asks with such headers, ``monotonic`` how slow a body is."""
         self._app = app
         self._identify = identify
         self._monotonic = monotonic
@@ -67,17 +70,20 @@ class Gate:
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
             return
         allowed = allowance(scope["method"], scope["path"])
+        headers = Headers(scope=scope)
         principal = None
-        if (refused := _oversized(scope)) is not None:
+        refused = _oversized(scope)
+        if refused is None and Role.STRANGER in allowed.roles:
+            refused = _foreign(scope, headers) if "origin" in headers else None
+        elif refused is None:
+            principal = self._identify(headers)
+            refused = _refusal(scope, allowed, principal)
+            if refused is None and "authorization" not in headers:
+                refused = _foreign(scope, headers)
+        if refused is not None:
             await refused(scope, receive, send)
             return
-        if Role.STRANGER not in allowed.roles:
-            principal = self._identify(Headers(scope=scope).get("authorization", ""))
-            refused = _refusal(scope, allowed, principal)
-            if refused is not None:
-                await refused(scope, receive, send)
-                return
-            assert principal is not None
+        if principal is not None:
             acting.set(principal.caller.name)  # a request has a context of its own
         state = {**scope.get("state", {}), "principal": principal}
         body = _bounded(receive, allowed.body_bytes, self._monotonic)
@@ -112,6 +118,23 @@ def _bounded(receive: Receive, most: int, monotonic: Callable[[], float]) -> Rec
     return bounded
 
 
+def own_origin(scope: Scope, headers: Headers) -> str:
+    """The origin of a page that came from where this request goes."""
+    scheme = _SCHEMES.get(scope.get("scheme", "http"), "https")
+    return f"{scheme}://{headers.get('host', '')}"
+
+
+_SCHEMES: Final = {"http": "http", "ws": "http"}
+
+
+def _foreign(scope: Scope, headers: Headers) -> Response | None:
+    """What is answered to a request that changes something for a page of another origin (G5)."""
+    if scope["method"] in {"GET", "HEAD"} or headers.get("origin") == own_origin(scope, headers):
+        return None
+    detail = "a page of another origin may not do this: log in at this address"
+    return _answer(scope["path"], HTTPStatus.FORBIDDEN, NotPermitted.code, detail)
+
+
 def _oversized(scope: Scope) -> Response | None:
     """What is answered to a request whose line or headers are too long."""
     path: str = scope["path"]
@@ -129,7 +152,7 @@ def _refusal(scope: Scope, allowed: Allowance, principal: Principal | None) -> R
     """What is answered instead (G1, G3); ``None`` lets it through."""
     path: str = scope["path"]
     if principal is None:
-        advice = "show an API key or the admin token as 'Authorization: Bearer …'"
+        advice = "log in, or show an API key or the admin token as 'Authorization: Bearer …'"
         return _answer(path, HTTPStatus.UNAUTHORIZED, AccessDenied.code, advice)
     if not allowed.roles:
         if not allowed.methods:

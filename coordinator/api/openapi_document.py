@@ -49,6 +49,15 @@ _LINKS: Final[dict[tuple[str, str], tuple[str, str, tuple[tuple[str, str], ...]]
         f"{_BODY}name",
         (("POST", "/api/v1/keys/{name}/rotate"), ("DELETE", "/api/v1/keys/{name}")),
     ),
+    ("POST", "/api/v1/people"): (
+        "name",
+        f"{_BODY}name",
+        (
+            ("POST", "/api/v1/people/{name}/link"),
+            ("PUT", "/api/v1/people/{name}/role"),
+            ("DELETE", "/api/v1/people/{name}"),
+        ),
+    ),
     ("POST", "/api/v1/runs"): (
         "run",
         f"{_BODY}run",

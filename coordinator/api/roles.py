@@ -32,6 +32,7 @@ class Role(StrEnum):
 
 
 ROLES_OF_KEYS: Final = tuple(role for role in Role if role not in {Role.STRANGER, Role.METRICS})
+ROLES_OF_PEOPLE: Final = tuple(role for role in ROLES_OF_KEYS if role is not Role.DEVICE)
 
 SMALL_BYTES: Final = 16 * 1024
 """A join has 500 bytes."""
@@ -70,6 +71,7 @@ _ASKING: Final = frozenset({Role.CALLER, Role.OPERATOR, Role.ADMIN})
 _AUDITING: Final = frozenset({Role.AUDITOR, Role.ADMIN})
 _LISTING: Final = _ASKING | {Role.VIEWER}
 _MEASURING: Final = frozenset({Role.METRICS, Role.ADMIN})
+_PEOPLE: Final = frozenset(ROLES_OF_PEOPLE)
 _READING: Final = frozenset({Role.VIEWER, Role.OPERATOR, Role.ADMIN})
 _WORKING: Final = frozenset({Role.OPERATOR, Role.ADMIN})
 
@@ -97,6 +99,19 @@ PERMISSIONS: Final = (
     Permission("POST", "/api/v1/keys", _ADMIN),
     Permission("DELETE", "/api/v1/keys/{name}", _ADMIN),
     Permission("POST", "/api/v1/keys/{name}/rotate", _ADMIN),
+    Permission("GET", "/api/v1/session", _ALL),
+    Permission("POST", "/api/v1/session", _ALL),
+    Permission("DELETE", "/api/v1/session", _PEOPLE),
+    Permission("POST", "/api/v1/session/link", _ALL),
+    Permission("GET", "/api/v1/session/oidc", _ALL),
+    Permission("GET", "/api/v1/session/oidc/callback", _ALL),
+    Permission("POST", "/api/v1/session/first", _ADMIN),
+    Permission("PUT", "/api/v1/session/password", _PEOPLE),
+    Permission("GET", "/api/v1/people", _AUDITING),
+    Permission("POST", "/api/v1/people", _ADMIN),
+    Permission("DELETE", "/api/v1/people/{name}", _ADMIN),
+    Permission("POST", "/api/v1/people/{name}/link", _ADMIN),
+    Permission("PUT", "/api/v1/people/{name}/role", _ADMIN),
     Permission("GET", "/api/v1/audit", _AUDITING),
     Permission("GET", "/api/v1/openapi.json", _READING | _AUDITING),
     Permission("GET", "/api/v1/docs", _ALL),

@@ -1,6 +1,6 @@
 """The coordinator's store, with everything that is done to it written down in the audit log.
 
-    S1  what somebody asks for (tokens, keys, runs) is written down before it is done; what
+    S1  what somebody asks for (tokens, keys, people, runs) is written down before it is done; what
         cannot be written down is not done
     S2  what happens by itself (joins, the course of runs) is written down after its row is
         committed, and before the next such row: the log is never more than one row behind
@@ -8,7 +8,8 @@
 
 A device joins after its token was checked, so that nobody without one can make the log grow;
 and a round goes on where its row says, so that nothing may stand between row and round. Both
-are repeated until they are written down. docs/adr/0024 says more.
+are repeated until they are written down. docs/adr/0024 says more. What is done to people is
+written down by :mod:`coordinator.people.people`, and caught up with here.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from coordinator.federation.rounds import (
     Transition,
 )
 from coordinator.releases import NOT_RELEASED, RELEASED
+from coordinator.store.people import DISABLED, Person
 from coordinator.store.store import ApiKey, Milestone, Store
 from shared.config import read_json
 from shared.crypto.identity import fingerprint
@@ -50,9 +52,20 @@ _MILESTONES: Final = {
 }
 _RUN_IS_OVER: Final = frozenset({Action.RUN_FINISHED, Action.RUN_FAILED, Action.RUN_STOPPED})
 _ASKED_FOR: Final = frozenset(
-    {Action.KEY_MADE, Action.KEY_ROTATED, Action.KEY_REVOKED, Action.RUN_SUBMITTED}
+    {
+        Action.KEY_MADE,
+        Action.KEY_ROTATED,
+        Action.KEY_REVOKED,
+        Action.PERSON_ADDED,
+        Action.ROLE_CHANGED,
+        Action.PERSON_DISABLED,
+        Action.RUN_SUBMITTED,
+    }
 )
 """Written down first; of each, the store can tell afterwards whether it was done."""
+
+_LAST_ONLY: Final = frozenset({Action.KEY_ROTATED, Action.ROLE_CHANGED})
+"""Of these, the store can tell of a subject's last one only."""
 
 _ROUNDS: Final = frozenset(
     {Action.ROUND_OPENED, Action.SUM_OPENED, Action.ROUND_APPLIED, Action.ROUND_FAILED}
@@ -210,21 +223,23 @@ class Written:
             of = int(entry.facts.get("of", 0))
             self._asked.pop(of, None)
             self._done = {key: number for key, number in self._done.items() if number != of}
+        elif action is Action.LINK_SPENT:
+            # Who was disabled may be let in again: the store cannot tell of it any more.
+            self._forget_earlier(Action.PERSON_DISABLED, subject)
         elif action in _ROUNDS:
             self._rounds.setdefault(subject.rpartition("/")[0], set()).add((action, subject))
         elif action in (Action.DEVICE_JOINED, *_ASKED_FOR, *_MILESTONES.values()):
             self._done[action, subject] = record.number
             if action in _ASKED_FOR:
-                if action is Action.KEY_ROTATED:
-                    self._forget_rotation(subject)
+                if action in _LAST_ONLY:
+                    self._forget_earlier(action, subject)
                 self._asked[record.number] = entry
             if action in _RUN_IS_OVER:
                 self._rounds.pop(subject, None)
 
-    def _forget_rotation(self, key: str) -> None:
-        """The store can tell of a key's last rotation only."""
+    def _forget_earlier(self, action: Action, subject: str) -> None:
         for number, entry in list(self._asked.items()):
-            if (entry.action, entry.subject) == (Action.KEY_ROTATED, key):
+            if (entry.action, entry.subject) == (action, subject):
                 del self._asked[number]
 
     def has(self, entry: Entry) -> bool:
@@ -258,6 +273,7 @@ def catch_up(store: AuditedStore, written: Written, audit: AuditSink) -> int:
             audit.record(Entry(entry.action, entry.actor, entry.subject, {**entry.facts, **late}))
             count += 1
     keys = {key.name: key for key in store.api_keys()}
+    people = {person.name: person for person in store.people.people()}
     runs = {str(row.run) for row in store.runs()}
     for number, entry in written.asked():
         name = entry.subject
@@ -268,6 +284,12 @@ def catch_up(store: AuditedStore, written: Written, audit: AuditSink) -> int:
                 done = name in keys and keys[name].prefix == entry.facts["begins"]
             case Action.KEY_REVOKED:
                 done = name in keys and keys[name].revoked_at is not None
+            case Action.PERSON_ADDED:
+                done = name in people
+            case Action.ROLE_CHANGED:
+                done = name in people and people[name].role == entry.facts["role"]
+            case Action.PERSON_DISABLED:
+                done = name in people and people[name].state == DISABLED
             case _:
                 done = name in runs
         if not done:
@@ -285,6 +307,11 @@ def _in_store(store: AuditedStore, written: Written) -> Iterator[tuple[Entry, fl
         yield _key_made(key, ADMIN), key.created_at
         if key.revoked_at is not None:
             yield Entry(Action.KEY_REVOKED, ADMIN, key.name), key.revoked_at
+    for person in store.people.people():
+        yield person_added(person, ADMIN), person.created_at
+        if person.state == DISABLED:
+            # When, the store does not say.
+            yield Entry(Action.PERSON_DISABLED, ADMIN, person.name), person.created_at
     for row in store.runs():
         yield _run_submitted(row.run, row.plan, ADMIN), row.submitted_at
         milestones = store.milestones(row.run)
@@ -311,6 +338,11 @@ def _key_made(key: ApiKey, actor: str) -> Entry:
     if key.expires_at is not None:
         facts["expires_at"] = int(key.expires_at)
     return Entry(Action.KEY_MADE, actor, key.name, facts)
+
+
+def person_added(person: Person, actor: str) -> Entry:
+    """What is written down when somebody is invited, or makes the first account."""
+    return Entry(Action.PERSON_ADDED, actor, person.name, {"role": person.role})
 
 
 def _run_submitted(run: RunId, plan: str, actor: str) -> Entry:

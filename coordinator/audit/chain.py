@@ -62,6 +62,15 @@ class Action(StrEnum):
     KEY_MADE = "key-made"
     KEY_ROTATED = "key-rotated"
     KEY_REVOKED = "key-revoked"
+    PERSON_ADDED = "person-added"
+    PERSON_LINKED = "person-linked"
+    LINK_SPENT = "link-spent"
+    ROLE_CHANGED = "role-changed"
+    PERSON_DISABLED = "person-disabled"
+    LOGGED_IN = "logged-in"
+    LOGIN_FAILED = "login-failed"
+    LOGGED_OUT = "logged-out"
+    PASSWORD_CHANGED = "password-changed"  # noqa: S105  the name of an action
     RUN_SUBMITTED = "run-submitted"
     RUN_STOP_ASKED = "run-stop-asked"
     RUN_STARTED = "run-started"
@@ -85,8 +94,9 @@ class Entry:
 
     Attributes:
         action: What was done.
-        actor: Who did it: ``admin``, ``device:NAME``, ``key-holder`` or ``coordinator``.
-        subject: To what: a run, ``RUN/ROUND``, a device or a key; may be empty.
+        actor: Who did it: ``admin``, a key's name, ``person:NAME``, ``device:NAME``,
+            ``key-holder``, ``coordinator``, or ``stranger`` who showed nothing valid.
+        subject: To what: a run, ``RUN/ROUND``, a device, a key or a person; may be empty.
         facts: More about it; never a prompt, a secret, or what a single device did.
     """
 

@@ -17,6 +17,7 @@ from shared.errors import LlmOsError, StorageError
 ADMIN: Final = "admin"
 COORDINATOR: Final = "coordinator"
 KEY_HOLDER: Final = "key-holder"
+STRANGER: Final = "stranger"
 
 acting: Final[ContextVar[str]] = ContextVar("acting", default=COORDINATOR)
 """On whose behalf this thread or request works; the API sets it."""

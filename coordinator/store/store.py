@@ -1,4 +1,4 @@
-"""Rows that are never lost: devices, join tokens, API keys, runs and every transition.
+"""Rows that are never lost: devices, join tokens, API keys, people, runs and every transition.
 
     T1  when a method returns, what it wrote survives power loss
     T2  every transition of a round is one committed row, and nothing edits a row
@@ -29,6 +29,7 @@ from coordinator.federation import rounds
 from coordinator.federation.rounds import Transition
 from coordinator.store.database import Database
 from coordinator.store.migrations import migrate
+from coordinator.store.people import PeopleRows
 from coordinator.store.tables import devices as _devices
 from coordinator.store.tables import key_roles as _key_roles
 from coordinator.store.tables import keys as _keys
@@ -198,6 +199,7 @@ class Store:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self.database = Database(url)
+        self.people = PeopleRows(self.database)
         try:
             migrate(self.database)
         except StorageError as err:

@@ -52,6 +52,37 @@ key_roles = sa.Table(
 )
 """What is known of a key besides; one that has no row was made before there were roles."""
 
+people = sa.Table(
+    "people",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("role", sa.String(32), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("password", sa.String(255)),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("last_login_at", sa.Float),
+    sa.Column("subject", sa.String(600), unique=True),
+)
+
+person_links = sa.Table(
+    "person_links",
+    metadata,
+    sa.Column("secret_sha256", sa.String(64), primary_key=True),
+    sa.Column("purpose", sa.String(16), nullable=False),
+    sa.Column("name", sa.String(64), sa.ForeignKey("people.name"), index=True),
+    sa.Column("expires_at", sa.Float, nullable=False),
+)
+"""The one that makes the first account is nobody's yet."""
+
+person_sessions = sa.Table(
+    "person_sessions",
+    metadata,
+    sa.Column("secret_sha256", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(64), sa.ForeignKey("people.name"), nullable=False, index=True),
+    sa.Column("begun_at", sa.Float, nullable=False),
+    sa.Column("used_at", sa.Float, nullable=False),
+)
+
 runs = sa.Table(
     "runs",
     metadata,
@@ -84,5 +115,8 @@ transitions = sa.Table(
     sa.Index("transitions_by_round", "run", "round"),
 )
 
-KEPT: Final = (devices, tokens, keys, key_roles, runs, milestones, transitions)
-"""What holds rows of ours, each after the tables that it refers to."""
+KEPT: Final = (devices, tokens, keys, key_roles, people, runs, milestones, transitions)
+"""What a backup carries, each after the tables that it refers to."""
+
+PASSING: Final = (person_links, person_sessions)
+"""What it does not: links and sessions open something, and are made anew in a moment."""

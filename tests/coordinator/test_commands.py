@@ -15,8 +15,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from typer.testing import CliRunner
 
-from coordinator.commands import Client, device, key, run
-from shared.errors import AccessDenied, CoordinatorUnavailable, RoundError
+from coordinator.commands import Client, device, key, run, up
+from coordinator.people.oidc import OidcSettings
+from shared.errors import AccessDenied, ConfigError, CoordinatorUnavailable, RoundError
 
 Answer = tuple[int, object]
 
@@ -373,3 +374,40 @@ def test_a_rotated_keys_new_secret_is_alone_on_standard_output(
         ("POST", "/api/v1/keys/no%2Ftes/rotate", {"overlap_hours": 24.0}),
         ("POST", "/api/v1/keys/notes/rotate", {"overlap_hours": 0.5}),
     ]
+
+
+# A provider of identities
+
+
+def test_a_provider_is_named_by_options_and_its_secret_by_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(
+        "coordinator.process.run_coordinator", lambda home, **options: given.append(options["oidc"])
+    )
+    monkeypatch.setattr("shared.logs.set_up_logs", lambda **_: None)
+    monkeypatch.setenv("LLMOS_OIDC_SECRET", "by the environment")
+    options = ["--oidc-issuer", "https://a", "--oidc-client-id", "b"]
+    options += ["--oidc-roles", "cn=x=admin, y = viewer ,"]
+    assert CliRunner().invoke(up, options).exit_code == 0
+    (tmp_path / "secret").write_text("by a file\n")
+    monkeypatch.setenv("LLMOS_OIDC_SECRET_FILE", str(tmp_path / "secret"))
+    assert CliRunner().invoke(up, [*options, "--oidc-name", "email"]).exit_code == 0
+    assert CliRunner().invoke(up, []).exit_code == 0
+    first, second, none = given
+    assert first == OidcSettings(
+        "https://a", "b", "by the environment", {"cn=x": "admin", "y": "viewer"}
+    )
+    assert (second.client_secret, second.name_claim) == ("by a file", "email")
+    assert none is None
+    for wrong, problem in [
+        (["--oidc-client-id", "b"], "--oidc-issuer: is missing"),
+        ([*options, "--oidc-roles", "x,=admin,y=viewer"], "expected VALUE=ROLE, not 'x'"),
+    ]:
+        refused = CliRunner().invoke(up, wrong)
+        assert isinstance(refused.exception, ConfigError)
+        assert problem in str(refused.exception)
+    monkeypatch.setenv("LLMOS_OIDC_SECRET_FILE", str(tmp_path / "nowhere"))
+    refused = CliRunner().invoke(up, options)
+    assert "LLMOS_OIDC_SECRET_FILE" in str(refused.exception)

@@ -59,8 +59,8 @@ def command(home: Path, *options: str) -> list[str]:
 def running(home: Path, *options: str) -> Iterator[Up]:
     """``llmos up`` from the moment it says that it is ready."""
     mosquitto_or_skip()
-    with (home.parent / "log").open("ab") as log:
-        child = subprocess.Popen(command(home, *options), cwd=ROOT, stdout=log, stderr=log)
+    with (home.parent / "log").open("ab") as log, (home.parent / "said").open("ab") as said:
+        child = subprocess.Popen(command(home, *options), cwd=ROOT, stdout=said, stderr=log)
     try:
         there = eventually(
             lambda: (home / "ready.json").exists() or child.poll() is not None, within_s=60
@@ -98,6 +98,35 @@ def test_it_answers_as_soon_as_it_says_that_it_is_ready(tmp_path: Path) -> None:
         assert second.returncode == 1
         assert "another process works in" in second.stderr
         assert up.get("/healthz").status_code == 200
+
+
+def test_it_says_where_to_make_the_first_account_until_there_is_one(tmp_path: Path) -> None:
+    home, said = tmp_path / "home", tmp_path / "said"
+    with running(home) as up:
+        assert eventually(lambda: said.read_text().endswith("\n"))
+        (line,) = said.read_text().splitlines()
+        before, _, link = line.partition("/console/#/login/")
+        assert before == f"make the first account: {up.ready['url']}"
+        body = {"link": link, "name": "anna", "password": "a sentence of mine"}
+        url = up.ready["url"] + "/api/v1/session"
+        with httpx.Client(trust_env=False, timeout=60) as browser:
+            answer = browser.post(url, json=body)
+            assert answer.json()["name"] == "anna"
+            assert browser.get(up.ready["url"] + "/api/v1/runs").status_code == 200
+            secret = browser.cookies["llmos_session"]
+        os.kill(up.process.pid, signal.SIGTERM)
+        assert eventually(lambda: up.process.poll() is not None)
+        assert up.process.returncode == 0
+    with running(home) as up:
+        shown = {"Cookie": f"llmos_session={secret}"}
+        answer = httpx.get(up.ready["url"] + "/api/v1/runs", headers=shown, trust_env=False)
+        assert answer.status_code == 200, "a session outlives the process"
+    assert said.read_text().splitlines() == [line]
+    held = (tmp_path / "log").read_bytes() + (home / "audit" / LOG).read_bytes()
+    held += b"".join(path.read_bytes() for path in home.glob("store.db*"))
+    assert b'"subject":"anna"' in held, "the control"
+    for each in (link, secret, body["password"]):
+        assert each.encode() not in held
 
 
 @pytest.mark.postgres

@@ -11,12 +11,16 @@ from fastapi.testclient import TestClient
 
 from coordinator.api.app import Services, create_app
 from coordinator.api.management import Management
+from coordinator.api.roles import ROLES_OF_PEOPLE
 from coordinator.exposition import Exposition
 from coordinator.feed import Feed, live_states
 from coordinator.fleet.transport_fleet import TransportFleet
 from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.serving_metrics import ServingMetrics
 from coordinator.inference.text_services import TextServices
+from coordinator.people.oidc import Provider
+from coordinator.people.passwords import Passwords
+from coordinator.people.people import People
 from coordinator.store.store import Store
 from coordinator.usage import Meters, UsageBook
 from shared.crypto.identity import Identity, format_public
@@ -39,6 +43,7 @@ class Api:
         folder: Path,
         texts: TextServices | None = None,
         *,
+        provider: Provider | None = None,
         most_listeners: int = 64,
         room: int = 1000,
     ) -> None:
@@ -72,6 +77,13 @@ class Api:
             room=room,
             look_s=0.05,
         )
+        self.people = People(
+            self.store.people,
+            roles=ROLES_OF_PEOPLE,
+            passwords=Passwords(memory_kib=8, rounds=1),
+            now=self.clock.now,
+            monotonic=self.clock.now,
+        )
         self.app: FastAPI = create_app(
             Services(
                 store=self.store,
@@ -85,6 +97,8 @@ class Api:
                 is_ready=lambda: self.ready,
                 desk=self.desk,
                 adapter_of=lambda _: b"",
+                people=self.people,
+                provider=provider,
                 metrics=exposition,
                 metrics_token=SCRAPER,
                 read_audit=lambda *, after, limit: [],

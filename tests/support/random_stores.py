@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from coordinator.federation import rounds
 from coordinator.federation.rounds import Transition
+from coordinator.store.people import Link, Person, Session
 from coordinator.store.store import ApiKey, Store
 from shared.crypto.identity import Identity
 from shared.files import digest_of
@@ -70,6 +71,21 @@ def fillings(draw: st.DrawFn) -> Callable[[Store, Identity], None]:
             unique_by=(lambda key: key.name, lambda key: key.secret_sha256),
         )
     )
+    people = draw(
+        st.lists(
+            st.builds(
+                Person,
+                NAMES,
+                st.text("abc", max_size=32),
+                st.sampled_from(["invited", "active", "disabled"]),
+                st.none() | TEXT_IN_ROWS,
+                TIMES,
+                st.none() | TIMES,
+            ),
+            max_size=3,
+            unique_by=lambda person: person.name,
+        )
+    )
     runs = draw(
         st.lists(
             st.tuples(NAMES, TEXT_IN_ROWS, BLOBS, TIMES), max_size=2, unique_by=lambda run: run[0]
@@ -104,6 +120,15 @@ def fillings(draw: st.DrawFn) -> Callable[[Store, Identity], None]:
             store.new_token(expires_at=at)
         for key in api_keys:
             store.add_key(key)
+        for person in people:
+            store.people.add(person)
+            link = Link(f"l {person.name}", "reset", person.name, expires_at=1e11)
+            store.people.add_link(link, now=0.0)
+            if person.state == "active":
+                session = Session(f"s {person.name}", person.name, begun_at=1.0, used_at=1.0)
+                store.people.begin(
+                    session, password=person.password, begun_after=0.0, used_after=0.0
+                )
         for name, plan, probe, at in runs:
             store.add_run(RunId(name), plan, store.keep(probe), now=at)
         if not runs:

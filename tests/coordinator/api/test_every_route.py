@@ -21,28 +21,47 @@ from starlette.applications import Starlette
 from starlette.types import Message
 
 from coordinator.api import roles
-from coordinator.api.roles import PERMISSIONS, ROLES_OF_KEYS, Role, routes_of, unlisted
+from coordinator.api.access import SESSION_COOKIE
+from coordinator.api.roles import (
+    PERMISSIONS,
+    ROLES_OF_KEYS,
+    ROLES_OF_PEOPLE,
+    Role,
+    routes_of,
+    unlisted,
+)
 from tests.support.coordinator_api import SCRAPER, TOKEN, Api
 
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("POST", "/api/v1/devices/join")}
+SESSION = "/api/v1/session"
+OPEN |= {("GET", SESSION), ("POST", SESSION), ("POST", f"{SESSION}/link")}
+OPEN |= {("GET", f"{SESSION}/oidc"), ("GET", f"{SESSION}/oidc/callback")}
 OPEN |= {
     ("GET", f"/api/v1/docs{file}")
     for file in ("", "/page.js", "/swagger-ui-bundle.js", "/swagger-ui.css")
 }
 """What answers without a credential. A device that joins has only its one-time secret, and a page
-in a browser cannot send any; what it shows it reads with one."""
+in a browser cannot send any; what it shows it reads with one. Whoever logs in has none yet."""
 
-KEYS, AUDIT = "/api/v1/keys", "/api/v1/audit"
+OWN = {("DELETE", SESSION), ("PUT", f"{SESSION}/password")}
+"""What everybody may who can log in; a key or token is told that it has no session."""
+
+KEYS, AUDIT, PEOPLE = "/api/v1/keys", "/api/v1/audit", "/api/v1/people"
+ADMINS = (KEYS, AUDIT, PEOPLE, f"{SESSION}/first")
 MAY: dict[Role, Callable[[str, str], bool]] = {
     Role.ADMIN: lambda method, path: True,
-    Role.OPERATOR: lambda method, path: not path.startswith((KEYS, AUDIT, "/metrics")),
+    Role.OPERATOR: lambda method, path: not path.startswith((*ADMINS, "/metrics")),
     Role.VIEWER: lambda method, path: (
-        method == "GET" and not path.startswith((KEYS, AUDIT, "/metrics", "/v1/collections"))
+        (method == "GET" and not path.startswith((*ADMINS, "/metrics", "/v1/collections")))
+        or (method, path) in OWN
     ),
     Role.AUDITOR: lambda method, path: (
-        method == "GET" and path in {KEYS, AUDIT, "/api/v1/openapi.json"}
+        (method == "GET" and path in {KEYS, AUDIT, PEOPLE, "/api/v1/openapi.json"})
+        or (method, path) in OWN
     ),
-    Role.CALLER: lambda method, path: path.startswith("/v1/") or path == "/api/v1/usage",
+    Role.CALLER: lambda method, path: (
+        path.startswith("/v1/") or path == "/api/v1/usage" or (method, path) in OWN
+    ),
     Role.DEVICE: lambda method, path: False,
     Role.METRICS: lambda method, path: path == "/metrics",
 }
@@ -102,14 +121,36 @@ class World:
             "long": "Bearer llmos_" + "a" * 10_000,
         }
 
-    def ask(self, method: str, target: str, shown: str | None) -> Got:
-        """Ask as the server does, whose paths are unquoted and otherwise as they came."""
-        return self.runner.run(self._ask(method, target, shown))
+    def log_in(self, role: Role) -> str:
+        """The cookie of somebody who has this role, with a session of its own."""
+        name = f"somebody-{role}"
+        made = self.api.people.new_link(name) or self.api.people.invite(name, role)
+        entered = self.api.people.enter(made.secret, name, "a sentence of mine", address="x")
+        return entered.result(60).secret
 
-    async def _ask(self, method: str, target: str, shown: str | None) -> Got:
+    def ask(
+        self,
+        method: str,
+        target: str,
+        shown: str | None,
+        *,
+        cookie: str | None = None,
+        origin: str | None = "http://llmos",
+    ) -> Got:
+        """Ask as the server does, whose paths are unquoted and otherwise as they came.
+
+        With ``cookie`` it is asked as a browser does that shows a page of ``origin``.
+        """
         headers = [(b"host", b"llmos"), (b"content-type", b"application/json")]
         if shown is not None:
             headers.append((b"authorization", shown.encode("latin-1")))
+        if cookie is not None:
+            headers.append((b"cookie", cookie.encode("latin-1")))
+            if origin is not None:
+                headers.append((b"origin", origin.encode()))
+        return self.runner.run(self._ask(method, target, headers))
+
+    async def _ask(self, method: str, target: str, headers: list[tuple[bytes, bytes]]) -> Got:
         sent: list[Message] = []
 
         async def receive() -> Message:
@@ -215,6 +256,93 @@ def test_a_role_may_do_what_is_said_here_and_nothing_else(world: World, role: Ro
             if "roles" in body:
                 assert set(body["roles"]) == set(taken)
             assert all(each in got.body.decode() for each in taken)
+
+
+@pytest.mark.parametrize("role", ROLES_OF_PEOPLE)
+def test_a_person_may_what_the_role_may(world: World, role: Role) -> None:
+    for method, path in world.routes:
+        # A new one for each: there is a route that ends it, and one that ends everybody's.
+        cookie = f"{SESSION_COOKIE}={world.log_in(role)}"
+        got = world.ask(method, filled(path), None, cookie=cookie)
+        if (method, path) in OPEN or MAY[role](method, path):
+            assert got.status < 500 or path.startswith("/v1/"), (method, path)
+            if (method, path) not in OPEN:
+                assert got.status not in (401, 403), (method, path, got)
+        else:
+            assert got.status == 403, (method, path)
+            refused(got, path, "access_denied.not_permitted")
+
+
+FOREIGN = ["http://elsewhere", "https://llmos", "http://llmos:81", "http://llmos.elsewhere", "null"]
+FOREIGN += ["", "HTTP://LLMOS/", "http://llmos http://elsewhere"]
+
+
+def test_to_a_page_of_another_origin_nothing_is_open_that_changes_anything(world: World) -> None:
+    for method, path in world.routes:
+        # Logged in anew for each route, so that a failure names the first route alone.
+        cookie = f"{SESSION_COOKIE}={world.log_in(Role.ADMIN)}"
+        if method == "GET":
+            got = world.ask(method, filled(path), None, cookie=cookie, origin="http://elsewhere")
+            assert got.status != 403, (method, path)
+            continue
+        for origin in FOREIGN:
+            got = world.ask(method, filled(path), None, cookie=cookie, origin=origin)
+            assert got.status == 403, (method, path, origin)
+            refused(got, path, "access_denied.not_permitted")
+        got = world.ask(method, filled(path), None, cookie=cookie, origin=None)
+        assert (got.status == 403) is ((method, path) not in OPEN), (method, path)
+
+
+def test_what_is_no_session_of_now_opens_nothing(world: World) -> None:
+    clock, people = world.api.clock, world.api.people
+    person = people.whose(world.log_in(Role.ADMIN))
+    assert person is not None
+    reset = world.log_in(Role.ADMIN)
+    good = world.log_in(Role.ADMIN)  # for which there was a new link, which ends what was before
+    ended = people.log_in(person.name, "a sentence of mine", address="x").result(60).secret
+    people.log_out(ended, person)
+    expired = people.log_in(person.name, "a sentence of mine", address="x").result(60).secret
+    name = SESSION_COOKIE
+    cookies = {
+        "another name": f"session={good}",
+        "wrong": f"{name}={'a' * 43}",
+        "cut": f"{name}={good[:-1]}",
+        "longer": f"{name}={good}x",
+        "two": f"{name}={good}; {name}={good}",
+        "the admin token": f"{name}={TOKEN}",
+        "a key": f"{name}={world.roles[Role.OPERATOR].removeprefix('Bearer ')}",
+        "quoted": f'{name}="{good}"',
+        "empty": f"{name}=",
+        "no value": name,
+        "ended": f"{name}={ended}",
+        "ended by a new link": f"{name}={reset}",
+        "another case": f"{name.upper()}={good}",
+        "not ASCII": f"{name}=ü",
+        "long": f"{name}={'a' * 10_000}",
+    }
+    control = world.ask("GET", KEYS, None, cookie=f"a=b; {name}={good} ; c=d")
+    assert control.status == 200, "the control"
+    beside = world.ask("GET", KEYS, "Bearer wrong", cookie=f"{name}={good}")
+    assert beside.status == 401, "a cookie beside a header is not looked at"
+    clock.run(until_s=clock.now() + 3600)
+    cookies["expired"] = f"{name}={expired}"
+    cookies["idle"] = f"{name}={good}"
+    for method, path in world.routes:
+        told = set()
+        for kind, cookie in cookies.items():
+            got = world.ask(method, filled(path), None, cookie=cookie)
+            if (method, path) in OPEN:
+                assert got.status != 403, (method, path, kind)
+                continue
+            assert got.status == 401, (method, path, kind)
+            refused(got, path, "access_denied")
+            told.add(got.body)
+        assert len(told) <= 1, f"{path} tells wrong and ended sessions apart"
+
+
+def test_a_key_or_token_has_no_session_to_end(world: World) -> None:
+    for role in ROLES_OF_PEOPLE:
+        assert world.ask("DELETE", SESSION, world.roles[role]).status == 409
 
 
 def test_an_admins_key_is_as_good_as_the_token(world: World) -> None:

@@ -5,17 +5,29 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
-from coordinator.api import gate
+from coordinator.api import gate, roles
 from coordinator.api.access import Principal
-from coordinator.api.gate import HEADERS_BYTES, TARGET_BYTES, Gate
-from coordinator.api.roles import JOB_BYTES, PERMISSIONS, QUESTION_BYTES, SMALL_BYTES, Role
+from coordinator.api.gate import HEADERS_BYTES, TARGET_BYTES, Gate, own_origin
+from coordinator.api.roles import (
+    JOB_BYTES,
+    PERMISSIONS,
+    QUESTION_BYTES,
+    SMALL_BYTES,
+    Permission,
+    Role,
+)
 from coordinator.inference.front_desk import Caller
 
 CHUNK = 1024
 KEYS = {f"Bearer {role}": Principal(Caller(role), role) for role in Role}
+
+
+def identify(headers: Headers) -> Principal | None:
+    return KEYS.get(headers.get("authorization") or headers.get("cookie", ""))
 
 
 class Sender:
@@ -42,10 +54,14 @@ async def reads_all(_scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 204, "headers": []})
 
 
+async def answers(_scope: Scope, _receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+
+
 def serve(sender: Sender, shown: str, path: str, method: str = "POST") -> None:
     headers = [(b"authorization", shown.encode())]
     scope = {"type": "http", "headers": headers, "path": path, "method": method}
-    asyncio.run(Gate(reads_all, identify=KEYS.get)(scope, sender.receive, sender.send))
+    asyncio.run(Gate(reads_all, identify=identify)(scope, sender.receive, sender.send))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +124,7 @@ def test_who_asks_is_known_to_the_route_and_a_stranger_is_nobody() -> None:
         headers = [(b"authorization", b"Bearer caller")]
         scope = {"type": "http", "headers": headers, "path": path, "method": "GET", "state": state}
         sender = Sender(0)
-        asyncio.run(Gate(app, identify=KEYS.get)(scope, sender.receive, sender.send))
+        asyncio.run(Gate(app, identify=identify)(scope, sender.receive, sender.send))
         assert "principal" not in state, "one request's must not be found by the next"
     assert seen == [(Principal(Caller("caller"), Role.CALLER), 1), (None, None)]
 
@@ -130,7 +146,7 @@ def test_a_path_with_its_query_has_a_bound(of: str, more: int, status: int) -> N
         "headers": [],
     }
     sender = Sender(0)
-    asyncio.run(Gate(reads_all, identify=KEYS.get)(scope, sender.receive, sender.send))
+    asyncio.run(Gate(reads_all, identify=identify)(scope, sender.receive, sender.send))
     assert sender.status == status
 
 
@@ -141,7 +157,7 @@ def test_headers_have_a_bound_however_many_they_are(number: int, more: int, stat
     headers = [(b"a", b"b")] * (number - 1) + [(b"a", b"b" * (left - 1))]
     scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": headers}
     sender = Sender(0)
-    asyncio.run(Gate(reads_all, identify=KEYS.get)(scope, sender.receive, sender.send))
+    asyncio.run(Gate(reads_all, identify=identify)(scope, sender.receive, sender.send))
     assert sender.status == status
 
 
@@ -179,7 +195,7 @@ def test_a_long_body_may_take_as_long_as_its_bytes_allow(chunk_s: float, whole: 
     def monotonic() -> float:
         return sender.sent / CHUNK * chunk_s
 
-    app = Gate(reads_all, identify=KEYS.get, monotonic=monotonic)
+    app = Gate(reads_all, identify=identify, monotonic=monotonic)
     if whole:
         asyncio.run(app(scope, sender.receive, sender.send))
         assert sender.status == 204
@@ -218,5 +234,68 @@ def test_after_the_body_a_client_may_listen_for_as_long_as_it_likes(
         "path": "/v1/chat/completions",
         "method": "POST",
     }
-    asyncio.run(Gate(listens, identify=KEYS.get)(scope, sender.receive, sender.send))
+    asyncio.run(Gate(listens, identify=identify)(scope, sender.receive, sender.send))
     assert sender.status == 204
+
+
+# Pages of another origin
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE"])
+@pytest.mark.parametrize(
+    ("scheme", "origin", "own"),
+    [
+        ("http", "http://here:8443", True),
+        ("https", "https://here:8443", True),
+        ("https", "http://here:8443", False),
+        ("http", "https://here:8443", False),
+        ("http", "http://here", False),
+        ("http", "http://here:8443.elsewhere", False),
+        ("http", "http://elsewhere:8443", False),
+        ("http", "null", False),
+        ("http", "", False),
+        ("http", None, False),
+    ],
+)
+@pytest.mark.parametrize("shown", ["cookie", "authorization", "both", "nothing"])
+def test_with_a_cookie_only_pages_of_ours_change_something(
+    shown: str, scheme: str, origin: str | None, own: bool, method: str
+) -> None:
+    path = "/healthz" if shown == "nothing" else "/here"
+    lines = (Permission(method, path, frozenset(Role if shown == "nothing" else [Role.ADMIN])),)
+    headers = [(b"host", b"here:8443")]
+    if origin is not None:
+        headers.append((b"origin", origin.encode()))
+    if shown in ("cookie", "both"):
+        headers.append((b"cookie", b"Bearer admin"))
+    if shown in ("authorization", "both"):
+        headers.append((b"authorization", b"Bearer admin"))
+    scope = {
+        "type": "http",
+        "scheme": scheme,
+        "method": method,
+        "path": path,
+        "headers": headers,
+    }
+    sender = Sender(2**40 if method in ("POST", "PUT") else 0)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(roles, "PERMISSIONS", lines)
+        app = Gate(answers, identify=identify)
+        asyncio.run(app(scope, sender.receive, sender.send))
+    reads = method in ("GET", "HEAD")
+    expected = {
+        "cookie": reads or own,
+        "authorization": True,
+        "both": True,
+        "nothing": reads or own or origin is None,
+    }
+    assert sender.status == (204 if expected[shown] else 403)
+    assert sender.sent == 0
+
+
+@pytest.mark.parametrize(
+    ("scheme", "own"), [("ws", "http://here"), ("wss", "https://here"), ("https", "https://here")]
+)
+def test_a_sockets_origin_is_that_of_its_page(scheme: str, own: str) -> None:
+    headers = Headers({"host": "here"})
+    assert own_origin({"type": "websocket", "scheme": scheme}, headers) == own

@@ -82,7 +82,8 @@ class Served:
     def forget(self) -> None:
         """Remove what was made, so that one story is not the next one's past."""
         with sqlite3.connect(self.api.store.folder / "store.db") as database:
-            for table in ("api_key_roles", "api_keys", "join_tokens"):
+            made = ("person_links", "person_sessions", "people", "api_key_roles", "api_keys")
+            for table in (*made, "join_tokens"):
                 database.execute(f"DELETE FROM {table}")  # noqa: S608  of the names above
         database.close()
         for card, _ in self.library.shown("admin"):
@@ -132,6 +133,10 @@ def test_what_is_answered_is_what_the_document_says(
     ("part", "used"),
     [
         ("/api/v1/keys", {"POST /api/v1/keys/{name}/rotate", "DELETE /api/v1/keys/{name}"}),
+        (
+            "/api/v1/people",
+            {"PUT /api/v1/people/{name}/role", "DELETE /api/v1/people/{name}"},
+        ),
         ("/v1/collections", {"GET /v1/collections/{name}", "DELETE /v1/collections/{name}"}),
     ],
 )

@@ -21,6 +21,7 @@ from coordinator.federation.rounds import (
     SumOpened,
     Transition,
 )
+from coordinator.store.people import Person
 from coordinator.store.store import ApiKey, Store
 from shared.crypto.sum_worker import SumWorker
 from shared.errors import AccessDenied, DataError, StorageError
@@ -305,6 +306,60 @@ def test_catching_up_goes_on_where_it_was_interrupted(trail: Trail) -> None:
         with closing(open_store_after(again, number)):
             assert again.told() == expected
         again.kill()
+
+
+def test_what_was_asked_for_of_people_and_not_done_is_found_by_the_next_start(
+    trail: Trail,
+) -> None:
+    names = ["added", "missing", "promoted", "kept", "disabled", "let-in", "active"]
+    with closing(open_store(trail)) as store:
+        assert trail.log is not None
+
+        def tell(action: Action, name: str, **facts: str) -> None:
+            assert trail.log is not None
+            trail.log.record(Entry(action, "person:anna", name, facts))
+
+        for name in names:
+            tell(Action.PERSON_ADDED, name, role="viewer")
+            if name != "missing":
+                store.people.add(Person(name, "viewer", "active", None, created_at=1.0))
+        for name in ("promoted", "kept"):
+            tell(Action.ROLE_CHANGED, name, role="operator", before="viewer")
+            tell(Action.ROLE_CHANGED, name, role="auditor", before="operator")
+        store.people.set_role("promoted", "auditor")
+        for name in ("disabled", "let-in", "active"):
+            tell(Action.PERSON_DISABLED, name)
+        tell(Action.LINK_SPENT, "let-in", purpose="invite")
+        store.people.disable("disabled")
+        trail.kill()
+    before = len(trail.told())
+    for _ in range(2):
+        with closing(open_store(trail)):
+            pass
+    assert trail.told()[before:] == [
+        ("person:anna", "not-done", name) for name in ("missing", "kept", "active")
+    ]
+
+
+def test_people_that_the_log_lacks_are_written_down_once(trail: Trail) -> None:
+    """As after a backup, whose log was copied before the rows."""
+    folder = trail.folder
+    with closing(Store(f"sqlite:///{folder / 'store.db'}", folder)) as store:
+        for name, state in (("anna", "active"), ("bert", "disabled")):
+            store.people.add(Person(name, "viewer", state, "x", created_at=7.5))
+    for _ in range(2):
+        with closing(open_store(trail)):
+            pass
+    assert trail.told() == [
+        ("admin", "person-added", "anna"),
+        ("admin", "person-added", "bert"),
+        ("admin", "person-disabled", "bert"),
+    ]
+    assert facts_of(trail, Action.PERSON_ADDED)[0] == {
+        "role": "viewer",
+        "late": True,
+        "happened_at": 7,
+    }
 
 
 def open_store_after(trail: Trail, number: int) -> AuditedStore:

@@ -21,6 +21,7 @@ from coordinator.store.archive import MANIFEST, SEAL, ArchiveWriter, Vanished
 from coordinator.store.backup import Manifest, make_backup, restore_backup, sequence_after
 from coordinator.store.database import Database
 from coordinator.store.migrations import newest_revision
+from coordinator.store.people import Link, Person, Session
 from coordinator.store.store import ApiKey, Store
 from coordinator.store.tables import KEPT
 from shared.crypto.identity import Identity
@@ -99,7 +100,7 @@ def rows_of(place: Place) -> dict[str, list[tuple[Any, ...]]]:
             for table in KEPT
         }
     database.close()
-    for table in ("devices", "join_tokens", "api_keys", "runs"):
+    for table in ("devices", "join_tokens", "api_keys", "people", "runs"):
         rows[table].sort(key=repr)  # what these are ordered by depends on the database
     return rows
 
@@ -179,6 +180,32 @@ def test_what_is_restored_is_what_was_backed_up(
             again.commit(run.run, ROUND, RoundFailed("x", "y"), now=9.0)
             assert len(again.transitions(run.run)) == before + 1
         again.close()
+
+
+@both_targets
+def test_people_come_along_and_nothing_that_opens_an_account(tmp_path: Path, target: Place) -> None:
+    place = sqlite_place(tmp_path / "home")
+    store, _ = begin(place)
+    anna = Person("anna", "admin", "active", "hash of anna's", created_at=1.0)
+    store.people.add(anna)
+    store.people.add(Person("bert", "viewer", "invited", None, created_at=2.0))
+    store.people.add_link(Link("1" * 64, "invite", "bert", expires_at=1e11), now=1.0)
+    session = Session("2" * 64, "anna", begun_at=3.0, used_at=3.0)
+    store.people.begin(session, password=anna.password, begun_after=0.0, used_after=0.0)
+    people = store.people.people()
+    back_up(place, tmp_path / "backup.tar")
+    store.close()
+    held = (tmp_path / "backup.tar").read_bytes()
+    assert b"hash of anna's" in held
+    assert b"1" * 64 not in held
+    assert b"2" * 64 not in held
+    restore(target, tmp_path / "backup.tar")
+    again = target.open()
+    assert again.people.people() == people
+    assert again.people.link("1" * 64, now=4.0) is None
+    assert again.people.session("2" * 64) is None
+    again.people.add_link(Link("3" * 64, "invite", "bert", expires_at=9.0), now=4.0)
+    again.close()
 
 
 def named_files(place: Place) -> list[str]:
@@ -760,6 +787,7 @@ def test_the_manifest_says_what_is_in_it(saved: Path) -> None:
         "join_tokens": 1,
         "api_keys": 0,
         "api_key_roles": 0,
+        "people": 0,
         "runs": 1,
         "milestones": 1,
         "transitions": 2,

@@ -1,0 +1,1 @@
+"""People with accounts: passwords, one-time links, sessions."""
