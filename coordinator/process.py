@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 
 from coordinator.api.app import Services, create_app
+from coordinator.api.live import WEB_SOCKETS, live_topics
 from coordinator.api.management import Management
 from coordinator.api.roles import ROLES_OF_PEOPLE
 from coordinator.audit.audited_store import AuditedStore, Written, catch_up
@@ -26,11 +27,13 @@ from coordinator.feed import Feed, live_states
 from coordinator.inference.answer_cache import AnswerCache, MemoryStore
 from coordinator.inference.engines import Serving
 from coordinator.inference.front_desk import FrontDesk
+from coordinator.inference.live_serving import LiveServing
 from coordinator.inference.redis_store import RedisStore
 from coordinator.inference.run_adapters import adapters_by_name, run_adapters
 from coordinator.inference.run_heads import run_heads
 from coordinator.inference.serve_texts import NO_ENCODER, serve_texts
 from coordinator.inference.serving_metrics import ServingMetrics
+from coordinator.live import LiveHub
 from coordinator.people.oidc import OidcSettings, Provider, check_settings
 from coordinator.people.people import People
 from coordinator.registry.release_worker import release_maker
@@ -112,7 +115,8 @@ def run_coordinator(
         engines = {engine.card.name: engine} if engine is not None else {}
         usage = UsageBook(home, now=time.time)
         stack.callback(usage.close)
-        desk = FrontDesk(engines, cache=answers, meter=Meters(metrics, usage))
+        live_serving = LiveServing()
+        desk = FrontDesk(engines, cache=answers, meter=Meters(metrics, usage, live_serving))
         metrics.watch(desk)
         identity = Identity.load_or_create(home / "identity.key")
         audit, store = stack.enter_context(_audited_store(rows_at, home, identity, holder))
@@ -154,6 +158,7 @@ def run_coordinator(
         people = People(store.people, roles=ROLES_OF_PEOPLE, audit=audit)
         stack.callback(people.close)
         feed = Feed(store, lambda: live_states(coordinator.fleet, desk, texts.services))
+        live = LiveHub(live_topics(store, coordinator.fleet, desk, live_serving).read)
         app = create_app(
             Services(
                 store=store,
@@ -174,10 +179,10 @@ def run_coordinator(
                 texts=texts.services,
                 audit=audit,
                 read_audit=audit.page,
-                management=Management(feed, usage, home / "models"),
+                management=Management(feed, usage, home / "models", live),
             )
         )
-        listening = stack.enter_context(served(app, port, extra="coordinator"))
+        listening = stack.enter_context(served(app, port, extra="coordinator", **WEB_SOCKETS))
         url = f"http://{LOOPBACK}:{listening}"
         facts = {
             "url": url,
@@ -192,6 +197,7 @@ def run_coordinator(
             say(f"make the first account: {login_address(url, people.first_link().secret)}")
         # Ended before the server is, which waits for answers that are under way.
         stack.callback(feed.close)
+        stack.callback(live.close)
         stack.callback(texts.close)
         texts.start()
         if engine is not None:

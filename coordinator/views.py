@@ -148,7 +148,7 @@ def view_run(store: Store, row: RunRow) -> RunView:
     milestones = store.milestones(row.run)
     started = milestones.get("started")
     state, last = _state(milestones)
-    rounds = [_view_round(number, rows) for number, rows in by_round(store.transitions(row.run))]
+    rounds = [view_round(number, rows) for number, rows in by_round(store.transitions(row.run))]
     return RunView(
         run=row.run,
         task=read_json(RunPlan, row.plan, source=f"plan of {row.run}").job.task,
@@ -312,7 +312,8 @@ def _told(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: facts[name] for name in _TOLD if facts.get(name) not in (None, "")}
 
 
-def _view_round(number: int, rows: list[TransitionRow]) -> RoundView:
+def view_round(number: int, rows: Sequence[TransitionRow]) -> RoundView:
+    """One round out of its rows, of which there is at least one."""
     view = RoundView(round=number, began_at=rows[0].at)
     for row in rows:
         transition = row.transition

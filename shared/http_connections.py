@@ -16,6 +16,7 @@ import itertools
 import resource
 from typing import Final
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 HEAD_S: Final = 10.0
@@ -40,6 +41,7 @@ class BoundedConnection(H11Protocol):
     """One connection of the server."""
 
     _number = 0
+    _upgraded = False
     _head_timer: asyncio.TimerHandle | None = None
 
     @property
@@ -64,10 +66,16 @@ class BoundedConnection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what has come; the clock stands while a request is answered (C1)."""
         super().data_received(data)
-        if not self.owes_head:
+        if self._upgraded or not self.owes_head:
             self._stop_timer()
         elif self._head_timer is None:
             self._start_timer()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Hand the connection over: its head is whole, and nobody here waits for another."""
+        self._upgraded = True
+        self._stop_timer()
+        super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the clock."""

@@ -42,8 +42,8 @@ def served(app: Any, port: int, *, extra: str, **options: Any) -> Iterator[int]:
     except OSError as err:
         listener.close()
         raise ConfigError([f"--port: {port} is taken: {err.strerror}"], source="options") from err
-    # Nothing here speaks over web sockets; looking for a library that could costs an import and,
-    # with some, a warning.
+    # Who speaks over web sockets says by what library; looking for one costs an import and, with
+    # some, a warning.
     quiet = {"log_config": None, "access_log": False, "ws": "none"}
     bounds = {
         "http": BoundedConnection,

@@ -21,6 +21,7 @@ from coordinator.api.access import Access
 from coordinator.api.audit import ReadAudit, audit_routes
 from coordinator.api.chat import chat_routes
 from coordinator.api.collections import collection_routes
+from coordinator.api.console import console_routes
 from coordinator.api.embeddings import embedding_routes
 from coordinator.api.gate import Gate
 from coordinator.api.keys import key_routes
@@ -41,14 +42,15 @@ from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.text_services import TextServices
 from coordinator.people.oidc import Provider
 from coordinator.people.people import People
+from coordinator.privacy_card import read_card
 from coordinator.store.store import Store
 from coordinator.submission import MAX_PROBE_EXAMPLES, submit
 from coordinator.views import view_run
-from shared.config import read
+from shared.config import read, read_json
 from shared.crypto.identity import fingerprint, format_public, parse_public
 from shared.data_files import Example
 from shared.errors import ConfigError, DataError
-from shared.job import Job
+from shared.job import Job, RunPlan
 from shared.types import DeviceId, PublicKey, RunId
 from shared.wire import topics
 
@@ -175,6 +177,7 @@ def create_app(services: Services) -> FastAPI:
         app.include_router(
             management_routes(services, services.management, access), prefix="/api/v1"
         )
+    app.include_router(console_routes())
     if services.metrics is not None:
         app.include_router(_metrics(services.metrics))
 
@@ -258,6 +261,12 @@ def _runs(services: Services) -> APIRouter:
     def show_run(run: str) -> dict[str, Any]:
         """One run with its rounds."""
         return dataclasses.asdict(view_run(store, store.run(RunId(run))))
+
+    @router.get("/runs/{run}/privacy", summary="Who could see what of a run")
+    def show_privacy(run: str) -> dict[str, Any]:
+        """What each party sees of it, what it cost so far, and what was checked."""
+        row = store.run(RunId(run))
+        return read_card(store, row.run, read_json(RunPlan, row.plan, source=f"plan of {run}"))
 
     @router.post("/runs", status_code=status.HTTP_201_CREATED)
     def submit_run(body: NewRun) -> dict[str, Any]:

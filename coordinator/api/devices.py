@@ -51,7 +51,7 @@ def device_routes(services: Services) -> APIRouter:
         answers = services.fleet.answering(device.name)
         recent = services.store.runs_after(limit=RUNS, newest=True)
         return DeviceView(
-            **device_summary(services, device).model_dump(),
+            **device_summary(services.fleet, device).model_dump(),
             heard_at=heard_at if heard_at > float("-inf") else None,
             answers_with=(
                 Answers(adapter=answers.adapter, manifest=answers.manifest) if answers else None

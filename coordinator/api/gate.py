@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coordinator.api import openai_errors, problems
 from coordinator.api.access import Principal
-from coordinator.api.roles import Allowance, Role, allowance
+from coordinator.api.roles import WEB_SOCKET, Allowance, Role, allowance
 from coordinator.audit.sink import acting
 from shared.errors import AccessDenied, NotPermitted
 
@@ -43,7 +43,6 @@ PATIENCE_S: Final = 30.0
 BYTES_A_SECOND: Final = 16 * 1024
 
 _POLICY_VIOLATION: Final = 1008
-"""Of web sockets; there are none here."""
 
 
 class Gate:
@@ -66,8 +65,8 @@ class Gate:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":
-            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+        if scope["type"] == "websocket":
+            await self._open(scope, receive, send)
             return
         allowed = allowance(scope["method"], scope["path"])
         headers = Headers(scope=scope)
@@ -88,6 +87,22 @@ class Gate:
         state = {**scope.get("state", {}), "principal": principal}
         body = _bounded(receive, allowed.body_bytes, self._monotonic)
         await self._app({**scope, "state": state}, body, send)
+
+    async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a web socket be opened, or refuse it before it is (G1 to G3, G5)."""
+        headers = Headers(scope=scope)
+        allowed = allowance(WEB_SOCKET, scope["path"])
+        principal = self._identify(headers) if _oversized(scope) is None else None
+        # Browsers send an origin with every socket; programs, which show a header, need none.
+        own = headers.get("origin") == own_origin(scope, headers)
+        bare = "origin" not in headers and "authorization" in headers
+        if principal is None or principal.role not in allowed.roles or not (own or bare):
+            # Who is refused before it was accepted gets 403 from the server.
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+            return
+        acting.set(principal.caller.name)
+        state = {**scope.get("state", {}), "principal": principal}
+        await self._app({**scope, "state": state}, receive, send)
 
 
 def _bounded(receive: Receive, most: int, monotonic: Callable[[], float]) -> Receive:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from coordinator.api.pages import ITEMS, Cursor, Limit, Page, Places
+from coordinator.fleet.transport_fleet import TransportFleet
 from coordinator.store.store import Device
 from coordinator.views import BEFORE_ALL, RunSummary, events_page, summarise_runs
 from shared.crypto.identity import fingerprint, format_public
@@ -58,7 +59,7 @@ def listing_routes(services: Services) -> APIRouter:
         after = by_name.read(cursor) or ("",)
         found = store.devices_after(str(after[0]), limit=limit + 1)
         items, following = by_name.page(found, limit, lambda device: (device.name,))
-        return Page(items=[device_summary(services, each) for each in items], next=following)
+        return Page(items=[device_summary(services.fleet, each) for each in items], next=following)
 
     @router.get("/runs", tags=["runs"], summary="List runs")
     def list_runs(
@@ -86,12 +87,12 @@ def listing_routes(services: Services) -> APIRouter:
     return router
 
 
-def device_summary(services: Services, device: Device) -> DeviceSummary:
+def device_summary(fleet: TransportFleet, device: Device) -> DeviceSummary:
     """A device as lists show it."""
     return DeviceSummary(
         name=device.name,
         public_key=format_public(device.public_key),
         fingerprint=fingerprint(device.public_key),
         joined_at=device.joined_at,
-        state=services.fleet.state(device.name),
+        state=fleet.state(device.name),
     )

@@ -12,11 +12,13 @@ from coordinator.api.access import Access
 from coordinator.api.devices import device_routes
 from coordinator.api.docs import docs_routes
 from coordinator.api.events import event_routes
+from coordinator.api.live import live_routes
 from coordinator.api.models import model_routes
 from coordinator.api.overview import overview_routes
 from coordinator.api.releases import release_routes
 from coordinator.api.usage import usage_routes
 from coordinator.feed import Feed
+from coordinator.live import LiveHub
 from coordinator.usage import UsageBook
 
 if TYPE_CHECKING:
@@ -31,11 +33,13 @@ class Management:
         feed: Tells what happens.
         usage: What was served.
         models: Folder of the imported models.
+        live: What is watched.
     """
 
     feed: Feed
     usage: UsageBook
     models: Path
+    live: LiveHub
 
 
 def management_routes(services: Services, management: Management, access: Access) -> APIRouter:
@@ -43,6 +47,7 @@ def management_routes(services: Services, management: Management, access: Access
     router = APIRouter()
     router.include_router(overview_routes(services))
     router.include_router(event_routes(management.feed, access))
+    router.include_router(live_routes(management.live, access.identify))
     router.include_router(docs_routes())
     router.include_router(device_routes(services))
     router.include_router(model_routes(services, management.models))

@@ -9,8 +9,9 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from coordinator.api.releases import ReleaseView, released
-from coordinator.fleet.transport_fleet import AWAY
+from coordinator.fleet.transport_fleet import AWAY, TransportFleet
 from coordinator.inference.engine import EngineState
+from coordinator.store.store import Store
 from coordinator.views import RunSummary, count_round, summarise_runs
 from shared.types import RoundNumber, RunId
 
@@ -75,7 +76,7 @@ def overview_routes(services: Services) -> APIRouter:
         summaries = summarise_runs(store, store.open_runs(limit=MOST_RUNS))
         return Overview(
             at=services.now(),
-            devices=_devices(services),
+            devices=count_devices(services.store, services.fleet),
             runs=[RunNow(summary=each, now=_round(services, each)) for each in summaries],
             engines=_engines(services),
             releases=released(services, limit=RELEASES)[0],
@@ -84,12 +85,12 @@ def overview_routes(services: Services) -> APIRouter:
     return router
 
 
-def _devices(services: Services) -> dict[str, int]:
-    fleet = services.fleet
+def count_devices(store: Store, fleet: TransportFleet) -> dict[str, int]:
+    """How many devices there are, by what they do."""
     known = fleet.known()
     counted = Counter(fleet.state(name) for name in known)
     # Who joined and was never heard is not in the fleet yet.
-    counted[AWAY] += max(0, services.store.count_devices() - len(known))
+    counted[AWAY] += max(0, store.count_devices() - len(known))
     return {state: count for state, count in sorted(counted.items()) if count}
 
 

@@ -13,7 +13,7 @@ from re import Pattern
 from typing import Any, Final
 
 from fastapi import FastAPI, routing
-from starlette.routing import compile_path
+from starlette.routing import WebSocketRoute, compile_path
 
 
 class Role(StrEnum):
@@ -33,6 +33,9 @@ class Role(StrEnum):
 
 ROLES_OF_KEYS: Final = tuple(role for role in Role if role not in {Role.STRANGER, Role.METRICS})
 ROLES_OF_PEOPLE: Final = tuple(role for role in ROLES_OF_KEYS if role is not Role.DEVICE)
+
+WEB_SOCKET: Final = "WEBSOCKET"
+"""Stands for a method: opening one."""
 
 SMALL_BYTES: Final = 16 * 1024
 """A join has 500 bytes."""
@@ -87,6 +90,8 @@ PERMISSIONS: Final = (
     Permission("GET", "/api/v1/runs/{run}", _READING),
     Permission("GET", "/api/v1/runs/{run}/events", _READING),
     Permission("POST", "/api/v1/runs/{run}/stop", _WORKING),
+    Permission("GET", "/api/v1/runs/{run}/privacy", _READING),
+    Permission(WEB_SOCKET, "/api/v1/live", _READING),
     Permission("GET", "/api/v1/overview", _READING),
     Permission("GET", "/api/v1/usage", _READING | {Role.CALLER}),
     Permission("GET", "/api/v1/models", _READING),
@@ -118,6 +123,9 @@ PERMISSIONS: Final = (
     Permission("GET", "/api/v1/docs/page.js", _ALL),
     Permission("GET", "/api/v1/docs/swagger-ui-bundle.js", _ALL),
     Permission("GET", "/api/v1/docs/swagger-ui.css", _ALL),
+    Permission("GET", "/", _ALL),
+    Permission("GET", "/console/", _ALL),
+    Permission("GET", "/console/{name:path}", _ALL),
     Permission("GET", "/v1/models", _LISTING),
     Permission("GET", "/v1/models/{model:path}", _LISTING),
     Permission("POST", "/v1/chat/completions", _ASKING, QUESTION_BYTES),
@@ -169,7 +177,12 @@ def routes_of(app: FastAPI) -> set[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
     for route in flat(app.routes):
         path: str = getattr(route, "path", None) or "?"
-        found |= {(method, path) for method in getattr(route, "methods", None) or ["*"]}
+        unnamed = (
+            WEB_SOCKET
+            if isinstance(getattr(route, "original_route", route), WebSocketRoute)
+            else "*"
+        )
+        found |= {(method, path) for method in getattr(route, "methods", None) or [unnamed]}
     return found
 
 

@@ -10,14 +10,17 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from coordinator.api.app import Services, create_app
+from coordinator.api.live import live_topics
 from coordinator.api.management import Management
 from coordinator.api.roles import ROLES_OF_PEOPLE
 from coordinator.exposition import Exposition
 from coordinator.feed import Feed, live_states
 from coordinator.fleet.transport_fleet import TransportFleet
 from coordinator.inference.front_desk import FrontDesk
+from coordinator.inference.live_serving import LiveServing
 from coordinator.inference.serving_metrics import ServingMetrics
 from coordinator.inference.text_services import TextServices
+from coordinator.live import LiveHub
 from coordinator.people.oidc import Provider
 from coordinator.people.passwords import Passwords
 from coordinator.people.people import People
@@ -66,8 +69,9 @@ class Api:
         metrics = ServingMetrics(exposition)
         self.usage = UsageBook(folder, now=self.clock.now, write_s=3600.0)
         self.engine = ScriptedEngine(slots=2)
+        serving = LiveServing()
         self.desk = FrontDesk(
-            {self.engine.card.name: self.engine}, meter=Meters(metrics, self.usage)
+            {self.engine.card.name: self.engine}, meter=Meters(metrics, self.usage, serving)
         )
         metrics.watch(self.desk)
         self.feed = Feed(
@@ -83,6 +87,9 @@ class Api:
             passwords=Passwords(memory_kib=8, rounds=1),
             now=self.clock.now,
             monotonic=self.clock.now,
+        )
+        self.live = LiveHub(
+            live_topics(self.store, self.fleet, self.desk, serving).read, look_s=0.05
         )
         self.app: FastAPI = create_app(
             Services(
@@ -103,7 +110,7 @@ class Api:
                 metrics_token=SCRAPER,
                 read_audit=lambda *, after, limit: [],
                 texts=texts or TextServices(),
-                management=Management(self.feed, self.usage, folder / "models"),
+                management=Management(self.feed, self.usage, folder / "models", self.live),
             )
         )
         self.client = TestClient(self.app, raise_server_exceptions=False)

@@ -203,7 +203,6 @@ export const en = {
   "gate.separate_key_holder": "Sums opened by a key holder apart",
   "gate.noise": "Noise bounds what is learnt of one record",
   "gate.robust_rule": "Hostile updates are outvoted",
-  "gate.judged": "Every new adapter is judged first",
   "gate.release": "The result was good enough to release",
 
   "submit.about": "Every choice has a default that is safe to begin with.",

@@ -202,7 +202,6 @@ export const zh: Record<Word, string> = {
   "gate.separate_key_holder": "总和由独立的密钥持有方打开",
   "gate.noise": "噪声限制了对单条记录的了解",
   "gate.robust_rule": "恶意更新会被多数否决",
-  "gate.judged": "每个新适配器先经评判",
   "gate.release": "结果足够好，可以发布",
 
   "submit.about": "每个选项都有可以放心使用的默认值。",
