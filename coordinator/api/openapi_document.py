@@ -99,6 +99,8 @@ def openapi_document(app: FastAPI) -> dict[str, Any]:
     for (method, path), operation in operations.items():
         _tell(operation, lines[method, path])
     for source, (parameter, value, targets) in _LINKS.items():
+        if source not in operations:  # an application may be without some of its parts
+            continue
         answers = operations[source]["responses"]
         answers["201" if "201" in answers else "200"]["links"] = {
             operations[target]["summary"]: {

@@ -62,7 +62,7 @@ class OidcProvider:
         self.sign: Callable[[Claims, RSAKey], str] = signed
         self.discovery: Claims = {}
         """Changes to what is said at the well-known address."""
-        self.keys: Callable[[], Claims] = lambda: KeySet([self.key]).as_dict(private=False)
+        self.keys: Callable[[], Any] = lambda: KeySet([self.key]).as_dict(private=False)
         self.asked: list[str] = []
         self._codes: dict[str, dict[str, str]] = {}
         provider = self
