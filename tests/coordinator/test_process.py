@@ -271,8 +271,8 @@ def test_its_audit_log_is_whole_while_it_works_after_a_kill_and_after_it_ended(
     assert told[: len(shown)] == shown
     actions = [action for action in told if action != "audit-checkpoint"]
     assert actions == [
-        *("coordinator-started", "key-made"),
-        *("coordinator-started", "token-made", "coordinator-stopped"),
+        *("coordinator-started", "person-linked", "key-made"),
+        *("coordinator-started", "person-linked", "token-made", "coordinator-stopped"),
     ]
     # What was changed meanwhile keeps it from starting, and stays as it is.
     path = home / "audit" / LOG
@@ -281,7 +281,7 @@ def test_its_audit_log_is_whole_while_it_works_after_a_kill_and_after_it_ended(
         command(home), cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
     )
     assert refused.returncode == 1
-    assert "record 3 of the audit log" in refused.stderr
+    assert "record 4 of the audit log" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert path.read_bytes() == changed
 
