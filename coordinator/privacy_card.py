@@ -143,7 +143,7 @@ def _parties(plan: RunPlan) -> list[dict[str, Any]]:
     update = "encrypted_update" if hidden else single
     never = ["records", single] if hidden else ["records"]
     parties = [
-        _party("device", ["records", "adapter"], ["encrypted_update" if hidden else single]),
+        _party("device", ["records", "adapter"], []),
         _party("coordinator", [update, sums, *_ANYBODY, "probe"], never),
         # Sums pass on the broker, signed and not encrypted, and so do adapters.
         _party("broker", [update, sums, *_ANYBODY], never),

@@ -101,9 +101,7 @@ def run_coordinator(
     """
     holder = parse_public(key_holder) if key_holder else None
     rows_at = store_url(store_at, home)
-    if oidc is not None:
-        check_settings(oidc, roles=ROLES_OF_PEOPLE)
-    provider = Provider(oidc) if oidc is not None else None
+    provider = _provider(oidc)
     serving = serving or Serving()
     engine = serving.engine(home / "models", prefixes="" if cache in _NOT_SHARED else cache)
     with ExitStack() as stack:
@@ -120,11 +118,7 @@ def run_coordinator(
         metrics.watch(desk)
         identity = Identity.load_or_create(home / "identity.key")
         audit, store = stack.enter_context(_audited_store(rows_at, home, identity, holder))
-        if broker:
-            kind, (broker_host, broker_port) = "external", parse_address(broker)
-        else:
-            embedded = stack.enter_context(_kept_alive(home / "broker", broker_port))
-            kind, broker_host, broker_port = embedded.kind, embedded.host, embedded.port
+        kind, broker_host, broker_port = stack.enter_context(_reached(broker, home, broker_port))
         transport = MqttTransport(
             broker_host, broker_port, f"coordinator-{fingerprint(identity.public)}"
         )
@@ -240,6 +234,23 @@ def _audited_store(
                 yield audit, store
             finally:
                 audit.record(Entry(Action.COORDINATOR_STOPPED, COORDINATOR))
+
+
+def _provider(settings: OidcSettings | None) -> Provider | None:
+    if settings is None:
+        return None
+    check_settings(settings, roles=ROLES_OF_PEOPLE)
+    return Provider(settings)
+
+
+@contextmanager
+def _reached(broker: str, home: Path, port: int) -> Iterator[tuple[str, str, int]]:
+    """Kind, host and port of the broker that was named, or of one that is started."""
+    if broker:
+        yield "external", *parse_address(broker)
+        return
+    with _kept_alive(home / "broker", port) as embedded:
+        yield embedded.kind, embedded.host, embedded.port
 
 
 @contextmanager

@@ -68,8 +68,15 @@ def console_routes(built: Path = BUILT) -> APIRouter:
             return HTMLResponse(_NOT_BUILT, HTTPStatus.NOT_FOUND, headers=HEADERS)
         return _answer(files["index.html"], request)
 
-    @router.get("/console/{name:path}")
+    @router.get("/console/{name}")
     def file(name: str, request: Request) -> Response:
+        return named(name, request)
+
+    @router.get("/console/assets/{name}")
+    def asset(name: str, request: Request) -> Response:
+        return named(f"assets/{name}", request)
+
+    def named(name: str, request: Request) -> Response:
         found = files.get(name)
         if found is None:
             raise HTTPException(HTTPStatus.NOT_FOUND, "the console has no such file")

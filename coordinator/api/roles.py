@@ -125,7 +125,8 @@ PERMISSIONS: Final = (
     Permission("GET", "/api/v1/docs/swagger-ui.css", _ALL),
     Permission("GET", "/", _ALL),
     Permission("GET", "/console/", _ALL),
-    Permission("GET", "/console/{name:path}", _ALL),
+    Permission("GET", "/console/{name}", _ALL),
+    Permission("GET", "/console/assets/{name}", _ALL),
     Permission("GET", "/v1/models", _LISTING),
     Permission("GET", "/v1/models/{model:path}", _LISTING),
     Permission("POST", "/v1/chat/completions", _ASKING, QUESTION_BYTES),
@@ -176,13 +177,12 @@ def routes_of(app: FastAPI) -> set[tuple[str, str]]:
     flat = getattr(routing, "iter_route_contexts", iter)
     found: set[tuple[str, str]] = set()
     for route in flat(app.routes):
+        if isinstance(getattr(route, "original_route", route), WebSocketRoute):
+            # Of one that was included, only the framework's copy knows the whole path.
+            found.add((WEB_SOCKET, getattr(route, "starlette_route", route).path))
+            continue
         path: str = getattr(route, "path", None) or "?"
-        unnamed = (
-            WEB_SOCKET
-            if isinstance(getattr(route, "original_route", route), WebSocketRoute)
-            else "*"
-        )
-        found |= {(method, path) for method in getattr(route, "methods", None) or [unnamed]}
+        found |= {(method, path) for method in getattr(route, "methods", None) or ["*"]}
     return found
 
 

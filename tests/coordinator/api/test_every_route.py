@@ -26,6 +26,7 @@ from coordinator.api.roles import (
     PERMISSIONS,
     ROLES_OF_KEYS,
     ROLES_OF_PEOPLE,
+    WEB_SOCKET,
     Role,
     routes_of,
     unlisted,
@@ -35,6 +36,8 @@ from tests.support.coordinator_api import SCRAPER, TOKEN, Api
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("POST", "/api/v1/devices/join")}
 SESSION = "/api/v1/session"
 OPEN |= {("GET", SESSION), ("POST", SESSION), ("POST", f"{SESSION}/link")}
+OPEN |= {("GET", f"/{path}") for path in ("", "console/", "console/{name}")}
+OPEN |= {("GET", "/console/assets/{name}")}
 OPEN |= {("GET", f"{SESSION}/oidc"), ("GET", f"{SESSION}/oidc/callback")}
 OPEN |= {
     ("GET", f"/api/v1/docs{file}")
@@ -83,7 +86,9 @@ class World:
     def __init__(self, api: Api) -> None:
         self.api = api
         self.runner = asyncio.Runner()
-        self.routes = sorted(routes_of(api.app))
+        every = sorted(routes_of(api.app))
+        self.routes = [each for each in every if each[0] != WEB_SOCKET]
+        self.sockets = [path for method, path in every if method == WEB_SOCKET]
         made = {role: api.make_key(role + "-key", role=role)["key"] for role in ROLES_OF_KEYS[:-1]}
         self.roles: dict[Role, str] = {role: f"Bearer {made[role]}" for role in made}
         self.roles[Role.ADMIN] = f"Bearer {TOKEN}"
@@ -127,6 +132,36 @@ class World:
         made = self.api.people.new_link(name) or self.api.people.invite(name, role)
         entered = self.api.people.enter(made.secret, name, "a sentence of mine", address="x")
         return entered.result(60).secret
+
+    def opens(
+        self,
+        path: str,
+        shown: str | None,
+        *,
+        cookie: str | None = None,
+        origin: str | None = "http://llmos",
+    ) -> bool:
+        """Whether a web socket is accepted."""
+        sent: list[str] = []
+        said = iter([{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1000}])
+
+        async def receive() -> Message:
+            return next(said)
+
+        async def send(message: Message) -> None:
+            sent.append(message["type"])
+
+        head = [(b"host", b"llmos")]
+        if shown is not None:
+            head.append((b"authorization", shown.encode()))
+        if cookie is not None:
+            head.append((b"cookie", f"{SESSION_COOKIE}={cookie}".encode()))
+        if origin is not None:
+            head.append((b"origin", origin.encode()))
+        scope = {"type": "websocket", "scheme": "ws", "path": path, "headers": head}
+        scope |= {"query_string": b"", "subprotocols": []}
+        self.runner.run(self.api.app(scope, receive, send))
+        return sent[0] == "websocket.accept"
 
     def ask(
         self,
@@ -215,7 +250,7 @@ def test_the_sweep_sees_every_route(world: World) -> None:
     found = set(world.routes)
     assert found > OPEN
     assert {("GET", "/metrics"), ("GET", "/api/v1/openapi.json")} < found
-    assert len(found) == len(PERMISSIONS)
+    assert len(found) + len(world.sockets) == len(PERMISSIONS)
     documented = {
         (method.upper(), path)
         for path, item in world.api.app.openapi()["paths"].items()
@@ -392,8 +427,13 @@ def spellings(path: str) -> list[str]:
     ]
 
 
-NOWHERE = ["/", "", "*", "/api", "/v1", "/api/v1", "/api/v2/runs", "/docs", "/redoc"]
+NOWHERE = ["", "*", "/api", "/v1", "/api/v1", "/api/v2/runs", "/docs", "/redoc"]
 NOWHERE += ["/openapi.json", "/static/x", "/favicon.ico", "/.env", "/%2e%2e/etc/passwd", "/v1x"]
+
+
+def is_a_file(method: str, path: str) -> bool:
+    """Whether a stranger may ask for it: the console's files, by any name."""
+    return method == "GET" and re.fullmatch(r"/console/(assets/)?[^/]*", path) is not None
 
 
 def test_by_any_method_and_spelling_a_stranger_is_refused(world: World) -> None:
@@ -401,7 +441,7 @@ def test_by_any_method_and_spelling_a_stranger_is_refused(world: World) -> None:
     asked = 0
     for target in sorted(targets | set(NOWHERE)):
         for method in METHODS:
-            if (method, unquote(target)) in OPEN:
+            if (method, unquote(target)) in OPEN or is_a_file(method, unquote(target)):
                 continue
             asked += 1
             shown = world.strangers["revoked"] if method == "GET" else None
@@ -451,7 +491,7 @@ def test_what_was_refused_left_no_trace(world: World) -> None:
 def test_the_table_names_no_route_twice_and_none_that_there_is_not(world: World) -> None:
     named = [(each.method, each.route) for each in PERMISSIONS]
     assert len(named) == len(set(named))
-    assert set(named) == set(world.routes)
+    assert set(named) == {*world.routes, *((WEB_SOCKET, path) for path in world.sockets)}
     assert all(each.roles for each in PERMISSIONS)
 
 
@@ -500,19 +540,30 @@ def test_where_two_lines_fit_both_must_allow_it(monkeypatch: pytest.MonkeyPatch)
         assert not roles.allowance("GET", "/b").roles
 
 
-def test_no_socket_is_opened(world: World) -> None:
-    sent: list[Message] = []
+def test_a_socket_opens_to_whom_the_table_names_and_nobody_else(world: World) -> None:
+    assert world.sockets == ["/api/v1/live"]
+    for path in world.sockets:
+        for kind, shown in world.strangers.items():
+            assert not world.opens(path, shown), kind
+            assert not world.opens(path, shown, origin=None), kind
+        for role, shown in world.roles.items():
+            reads = role in {Role.VIEWER, Role.OPERATOR, Role.ADMIN}
+            assert world.opens(path, shown) == reads, role
+            assert world.opens(path, shown, origin=None) == reads, role
+    admin = world.roles[Role.ADMIN]
+    for path in ("/", "/healthz", "/api/v1/live/", "/api/v1/events", "//api/v1/live", "/v1/models"):
+        assert not world.opens(path, admin), path
 
-    async def receive() -> Message:
-        return {"type": "websocket.connect"}
 
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    head = [(b"authorization", world.roles[Role.ADMIN].encode())]
-    scope = {"type": "websocket", "path": "/healthz", "headers": head}
-    asyncio.run(world.api.app(scope, receive, send))
-    assert [each["type"] for each in sent] == ["websocket.close"]
+def test_a_page_of_another_origin_opens_no_socket(world: World) -> None:
+    """A browser sends the cookie with a socket that any page opens."""
+    for role in ROLES_OF_PEOPLE:
+        cookie, reads = world.log_in(role), role in {Role.VIEWER, Role.OPERATOR, Role.ADMIN}
+        assert world.opens("/api/v1/live", None, cookie=cookie) == reads, role
+        assert not world.opens("/api/v1/live", None, cookie=cookie + "x")
+        for origin in (None, "http://evil", "https://llmos", "http://llmos:81", "null", ""):
+            assert not world.opens("/api/v1/live", None, cookie=cookie, origin=origin), origin
+    assert not world.opens("/api/v1/live", world.roles[Role.ADMIN], origin="http://evil")
 
 
 def test_older_frameworks_list_their_routes_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
