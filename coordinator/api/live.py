@@ -18,9 +18,8 @@ from typing import Any, Final
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.datastructures import Headers
 
-from coordinator.api.access import Principal
+from coordinator.api.access import Access, Principal
 from coordinator.api.listings import device_summary
 from coordinator.api.overview import count_devices
 from coordinator.api.roles import WEB_SOCKET, allowance
@@ -86,7 +85,7 @@ def live_topics(
     return LiveTopics(store, {"fleet": devices, "serving": models})
 
 
-def live_routes(hub: LiveHub, identify: Callable[[Headers], Principal | None]) -> APIRouter:
+def live_routes(hub: LiveHub, access: Access) -> APIRouter:
     """``/live``."""
     router = APIRouter()
     places: Counter[str] = Counter()
@@ -97,7 +96,7 @@ def live_routes(hub: LiveHub, identify: Callable[[Headers], Principal | None]) -
         name = principal.caller.name
 
         def may() -> bool:
-            shown = identify(socket.headers)
+            shown = access.identify(socket.headers, in_use=False)
             return (
                 shown is not None
                 and shown.caller.name == name

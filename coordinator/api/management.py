@@ -47,7 +47,7 @@ def management_routes(services: Services, management: Management, access: Access
     router = APIRouter()
     router.include_router(overview_routes(services))
     router.include_router(event_routes(management.feed, access))
-    router.include_router(live_routes(management.live, access.identify))
+    router.include_router(live_routes(management.live, access))
     router.include_router(docs_routes())
     router.include_router(device_routes(services))
     router.include_router(model_routes(services, management.models))
