@@ -18,7 +18,7 @@ from schemathesis.core.failures import FailureGroup
 from schemathesis.generation import GenerationMode
 from schemathesis.python import asgi
 
-from coordinator.api.roles import PERMISSIONS, Role
+from coordinator.api.roles import PERMISSIONS, WEB_SOCKET, Role
 from coordinator.inference.encoder import EncoderCard
 from coordinator.inference.engine import EngineState
 from coordinator.inference.text_services import TextServices
@@ -36,9 +36,13 @@ CHECKED: Any = [check for check in CHECKS.get_all() if check.__name__ not in LEF
 STREAM = "/api/v1/events"
 """Its answer has no end; ``test_events.py`` reads it."""
 HIDDEN = {"/api/v1/openapi.json"} | {
-    each.route for each in PERMISSIONS if each.route.startswith("/api/v1/docs")
+    each.route
+    for each in PERMISSIONS
+    if each.route.startswith(("/api/v1/docs", "/console/"))
+    or each.route == "/"
+    or each.method == WEB_SOCKET
 }
-"""The document itself, and the page that shows it."""
+"""The document itself, the page that shows it, the console's files, and sockets, of which it knows nothing."""
 OPERATIONS = sorted(
     f"{each.method} {each.route.replace(':path}', '}')}"
     for each in PERMISSIONS
