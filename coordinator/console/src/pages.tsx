@@ -4,7 +4,11 @@ import type { ReactNode } from "react";
 import type { IconName } from "./components/icon";
 import type { Key } from "./lib/i18n";
 import type { Role } from "./lib/session";
+import { Device } from "./pages/device";
 import { Fleet } from "./pages/fleet";
+import { Run } from "./pages/run";
+import { Runs } from "./pages/runs";
+import { NEW_RUN, Submit } from "./pages/submit";
 
 export interface PageEntry {
   /** First part of the address: `#/fleet`. */
@@ -25,6 +29,16 @@ export const PAGES: readonly PageEntry[] = [
     title: "fleet.title",
     icon: "fleet",
     roles: READING,
-    show: () => <Fleet />,
+    show: ([name]) => (name === undefined ? <Fleet /> : <Device name={name} />),
+  },
+  {
+    path: "runs",
+    title: "runs.title",
+    icon: "runs",
+    roles: READING,
+    show: ([run]) => {
+      if (run === undefined) return <Runs />;
+      return run === NEW_RUN ? <Submit /> : <Run run={run} />;
+    },
   },
 ];

@@ -20,6 +20,15 @@ globalThis.ResizeObserver = class {
   disconnect() {}
 };
 
+Blob.prototype.arrayBuffer = function (this: Blob) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result as ArrayBuffer);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsArrayBuffer(this);
+  });
+};
+
 // No canvas there: a chart's numbers are looked for in its table.
 vi.mock("../src/components/echarts", () => ({
   init: () => ({ setOption: () => {}, resize: () => {}, dispose: () => {} }),

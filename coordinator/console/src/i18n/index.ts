@@ -3,5 +3,8 @@
 import { common } from "./common";
 import { fleet } from "./fleet";
 import { login } from "./login";
+import { run } from "./run";
+import { runs } from "./runs";
+import { submit } from "./submit";
 
-export const texts = { ...common, ...fleet, ...login };
+export const texts = { ...common, ...fleet, ...login, ...run, ...runs, ...submit };
