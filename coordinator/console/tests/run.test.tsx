@@ -1,4 +1,4 @@
-import { act, render, screen, within } from "@testing-library/react";
+import { act, render, screen, waitFor, within } from "@testing-library/react";
 import userEvent from "@testing-library/user-event";
 import { describe, expect, it } from "vitest";
 import { App } from "../src/app";
@@ -12,6 +12,7 @@ async function opened(who: object = ADMIN, answers = {}) {
   const calls = fakeApi({ "GET /api/v1/session": { body: who }, ...answers });
   render(<App />);
   await screen.findByRole("heading", { name: "tickets" });
+  await waitFor(() => FakeSocket.last());
   act(() => FakeSocket.last().open());
   expect(FakeSocket.last().watched).toEqual(["run/tickets"]);
   return calls;
