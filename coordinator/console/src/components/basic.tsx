@@ -10,6 +10,13 @@ import { Icon, type IconName } from "./icon";
 
 export type Tone = "good" | "warn" | "bad" | "accent";
 
+/** A text whose commands stand in backticks. */
+export function withCode(text: string): ReactNode {
+  // Every second piece was between two backticks.
+  // biome-ignore lint/suspicious/noArrayIndexKey: pieces of one text keep their places
+  return text.split("`").map((piece, at) => (at % 2 ? <code key={at}>{piece}</code> : piece));
+}
+
 export function PageHead(props: {
   title: string;
   about?: ReactNode;
@@ -89,16 +96,22 @@ export function Badge({ tone, children }: { tone?: Tone | undefined; children: R
   );
 }
 
-/** A name and what it is, pair by pair; what is null is left out. */
-export function Facts({ of }: { of: [string, ReactNode][] }) {
+/** A name and what it is, pair by pair; what is null is left out. Wide: side by side. */
+export function Facts({ of, wide }: { of: [string, ReactNode][]; wide?: boolean }) {
   return (
-    <dl className="facts">
+    <dl className="facts" data-wide={wide}>
       {of
         .filter(([, value]) => value !== null && value !== undefined && value !== "")
-        .map(([name, value]) => [
-          <dt key={`${name}-name`}>{name}</dt>,
-          <dd key={name}>{value}</dd>,
-        ])}
+        .map(([name, value]) =>
+          wide ? (
+            <div key={name}>
+              <dt>{name}</dt>
+              <dd className="numeric">{value}</dd>
+            </div>
+          ) : (
+            [<dt key={`${name}-name`}>{name}</dt>, <dd key={name}>{value}</dd>]
+          ),
+        )}
     </dl>
   );
 }

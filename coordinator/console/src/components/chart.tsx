@@ -24,6 +24,8 @@ export interface ChartProps {
   series: Series[];
   /** A value as a person reads it. */
   show: (value: number) => string;
+  /** The same on the axis, where it may be shorter. */
+  axis?: (value: number) => string;
   /** Where the axis begins and ends, if not where the values do. */
   least?: number;
   most?: number;
@@ -34,8 +36,8 @@ const COLOURS = ["--chart-1", "--chart-2", "--chart-3", "--chart-4", "--chart-5"
 function option(props: ChartProps, colour: (name: string) => string): EChartsCoreOption {
   const soft = colour("--text-soft");
   return {
-    animation: !window.matchMedia("(prefers-reduced-motion: reduce)").matches,
-    animationDuration: 300,
+    // Data comes twice a second: what grew anew each time would never be still.
+    animation: false,
     color: COLOURS.map(colour),
     textStyle: { fontFamily: colour("--font"), color: soft },
     grid: {
@@ -47,6 +49,10 @@ function option(props: ChartProps, colour: (name: string) => string): EChartsCor
     },
     legend: {
       show: props.series.length > 1,
+      // One line, whatever its length.
+      type: "scroll",
+      pageIconColor: soft,
+      pageTextStyle: { color: soft },
       left: 0,
       top: 0,
       itemHeight: 8,
@@ -75,8 +81,11 @@ function option(props: ChartProps, colour: (name: string) => string): EChartsCor
       min: props.least,
       max: props.most,
       scale: props.least === undefined,
+      ...(props.least === undefined || props.most === undefined
+        ? {}
+        : { interval: (props.most - props.least) / 4 }),
       splitNumber: 4,
-      axisLabel: { color: soft, formatter: (value: number) => props.show(value) },
+      axisLabel: { color: soft, formatter: props.axis ?? props.show },
       splitLine: { lineStyle: { color: colour("--line") } },
     },
     series: props.series.map((each) => ({

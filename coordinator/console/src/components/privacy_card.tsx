@@ -21,7 +21,7 @@ export function PrivacyCard({ privacy }: { privacy: Privacy }) {
             <Badge tone="warn">ε = ∞</Badge> {t("privacy.epsilon.unbounded")}
           </p>
         ) : (
-          <div>
+          <div className="stack-tight">
             <Progress
               label={`${t("privacy.epsilon")}: ${t("privacy.epsilon.share", {
                 spent: spent == null ? "–" : f.number(spent, 3),
@@ -55,7 +55,7 @@ export function PrivacyCard({ privacy }: { privacy: Privacy }) {
             </thead>
             <tbody>
               {privacy.parties.map((each) => (
-                <tr key={each.party}>
+                <tr key={each.party} className="party">
                   <td data-label={t("privacy.party")}>{code("party", each.party)}</td>
                   <td data-label={t("privacy.sees")}>
                     <Things of={each.sees} />

@@ -22,7 +22,7 @@ export const common = dictionary({
   "common.as-table": ["Numbers as a table", "以表格显示数字"],
   "common.language": ["Language", "语言"],
   "common.theme": ["Theme", "主题"],
-  "common.theme.system": ["As the system", "跟随系统"],
+  "common.theme.system": ["System", "跟随系统"],
   "common.theme.light": ["Light", "浅色"],
   "common.theme.dark": ["Dark", "深色"],
   "common.log-out": ["Log out", "退出登录"],

@@ -15,7 +15,7 @@ const STEPS: [Intl.RelativeTimeFormatUnit, number][] = [
 export interface Format {
   number(value: number, digits?: number): string;
   /** A share of one, in per cent. */
-  percent(value: number): string;
+  percent(value: number, digits?: number): string;
   bytes(value: number): string;
   /** Seconds as the two largest units: 3 min 20 s. */
   duration(seconds: number): string;
@@ -34,11 +34,11 @@ export function format(to: Language): Format {
     );
   return {
     number,
-    percent: (value) =>
+    percent: (value, digits = 1) =>
       new Intl.NumberFormat(locale, {
         style: "percent",
-        minimumFractionDigits: 1,
-        maximumFractionDigits: 1,
+        minimumFractionDigits: digits,
+        maximumFractionDigits: digits,
       }).format(value),
     bytes(value) {
       let left = value;

@@ -16,6 +16,7 @@ import {
   Stat,
   Stats,
   Time,
+  withCode,
 } from "../components/basic";
 import { Button } from "../components/button";
 import { Copy } from "../components/copy";
@@ -121,7 +122,7 @@ export function Fleet() {
               onOpen={(row) => go("fleet", row.name)}
               empty={
                 <Empty icon="fleet" title={t("fleet.empty")}>
-                  <p>{t("fleet.empty.about")}</p>
+                  <p>{withCode(t("fleet.empty.about"))}</p>
                   <Copy text="llmos device token" />
                   {join}
                 </Empty>
@@ -132,7 +133,7 @@ export function Fleet() {
           )}
         </Card>
       )}
-      {more > 0 && <Notice>{t("fleet.hidden", { n: f.number(more) })}</Notice>}
+      {more > 0 && <Notice>{withCode(t("fleet.hidden", { n: f.number(more) }))}</Notice>}
       {token && (
         <Dialog title={t("fleet.token.title")} onClose={() => setToken(null)}>
           <p>{t("fleet.token.about")}</p>

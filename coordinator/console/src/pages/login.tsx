@@ -3,7 +3,7 @@
 import { type FormEvent, type ReactNode, useEffect, useState } from "react";
 import { api, Problem } from "../api/api";
 import { useAction } from "../api/use_resource";
-import { Card, Notice, ProblemNotice, Skeleton } from "../components/basic";
+import { Card, Notice, ProblemNotice, Skeleton, withCode } from "../components/basic";
 import { Button } from "../components/button";
 import { Copy } from "../components/copy";
 import { TextField } from "../components/field";
@@ -72,7 +72,7 @@ function WithPassword() {
         {session.data?.first && (
           <Notice>
             <div className="stack">
-              <p>{t("login.first")}</p>
+              <p>{withCode(t("login.first"))}</p>
               <Copy text="llmos people link" />
             </div>
           </Notice>

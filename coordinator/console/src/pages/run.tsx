@@ -182,6 +182,7 @@ function Round({ now }: { now: RoundNow | null }) {
           of={now.cohort}
         />
         <Facts
+          wide
           of={[
             [t("run.now.cohort"), f.number(now.cohort)],
             [t("run.now.committed"), f.number(now.committed)],
@@ -235,6 +236,7 @@ function Charts({ rounds, bytes }: { rounds: RoundView[]; bytes: Record<string, 
             points={numbers(judged)}
             series={accuracy}
             show={f.percent}
+            axis={(value) => f.percent(value, 0)}
             least={0}
             most={1}
           />,

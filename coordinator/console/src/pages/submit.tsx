@@ -3,7 +3,7 @@
 import { useRef, useState } from "react";
 import { api, Problem } from "../api/api";
 import { useAction } from "../api/use_resource";
-import { Card, Notice, PageHead, ProblemNotice } from "../components/basic";
+import { Card, Notice, PageHead, ProblemNotice, withCode } from "../components/basic";
 import { Button } from "../components/button";
 import { CheckField, ChoiceField, Field, TextField } from "../components/field";
 import { toast } from "../components/toast";
@@ -73,22 +73,19 @@ export function Submit() {
     }
   }
 
-  const shown = (field: JobField) => {
-    if (field.matters && !field.matters(values)) return null;
-    return (
-      <JobInput
-        key={field.path}
-        field={field}
-        values={values}
-        problem={tried ? problems.get(field.path) : undefined}
-        refused={refused.get(field.path)}
-        onChange={(value) => {
-          submitting.reset();
-          setValues(withValue(values, field.path, value));
-        }}
-      />
-    );
-  };
+  const shown = (field: JobField) => (
+    <JobInput
+      key={field.path}
+      field={field}
+      values={values}
+      problem={tried ? problems.get(field.path) : undefined}
+      refused={refused.get(field.path)}
+      onChange={(value) => {
+        submitting.reset();
+        setValues(withValue(values, field.path, value));
+      }}
+    />
+  );
 
   return (
     <div className="page">
@@ -99,7 +96,7 @@ export function Submit() {
       />
       <form
         ref={form}
-        className="page"
+        className="stack-wide"
         noValidate
         onSubmit={(event) => {
           event.preventDefault();
@@ -107,10 +104,9 @@ export function Submit() {
         }}
       >
         {SECTIONS.map((section) => {
-          const usual = section.fields.filter((field) => !field.rare);
-          const rare = section.fields.filter(
-            (field) => field.rare && (!field.matters || field.matters(values)),
-          );
+          const fields = section.fields.filter((field) => field.matters?.(values) ?? true);
+          const usual = fields.filter((field) => !field.rare);
+          const rare = fields.filter((field) => field.rare);
           return (
             <Card
               key={section.id}
@@ -123,7 +119,7 @@ export function Submit() {
                   <Notice tone="warn">{t("submit.privacy.warning")}</Notice>
                 )}
                 {section.id === "protection" && values["protection.scheme"] === "clear" && (
-                  <Notice tone="warn">{t("submit.protection.warning")}</Notice>
+                  <Notice tone="warn">{withCode(t("submit.protection.warning"))}</Notice>
                 )}
                 {rare.length > 0 && (
                   <details className="rare">
