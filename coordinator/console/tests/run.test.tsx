@@ -67,12 +67,20 @@ describe("the page of a run", () => {
     const card = screen.getByRole("region", { name: "Privacy card" });
     const coordinator = within(card).getByText("Coordinator").closest("tr") as HTMLElement;
     expect(within(coordinator).getAllByRole("listitem").length).toBe(4);
+    expect(coordinator.textContent).toContain("encrypted updates");
     const epsilon = within(card).getByRole("progressbar");
     expect(epsilon.getAttribute("aria-valuenow")).toBe("1.5");
     expect(epsilon.getAttribute("aria-valuemax")).toBe("8");
     expect(within(card).getByText("3.4 MB")).toBeTruthy();
-    expect(within(card).getByText("held")).toBeTruthy();
-    expect(within(card).getByText("not met")).toBeTruthy();
+    expect(within(card).getByText("yes")).toBeTruthy();
+    expect(within(card).getByText("no")).toBeTruthy();
+  });
+
+  it("has words for every code of the privacy card", async () => {
+    await opened();
+    says({ snapshot: RUN_NOW });
+    const card = screen.getByRole("region", { name: "Privacy card" });
+    expect(card.textContent).not.toMatch(/[a-z]_[a-z]/);
   });
 
   it("says that nothing bounds ε where nothing is noised", async () => {

@@ -74,7 +74,7 @@ export function PrivacyCard({ privacy }: { privacy: Privacy }) {
             <ul className="gates">
               {privacy.gates.map((each) => (
                 <li key={each.gate}>
-                  <Badge tone={each.passed ? "good" : "bad"}>
+                  <Badge tone={each.passed ? "good" : "warn"}>
                     {each.passed ? t("privacy.gate.passed") : t("privacy.gate.failed")}
                   </Badge>
                   <span>
@@ -92,6 +92,7 @@ export function PrivacyCard({ privacy }: { privacy: Privacy }) {
 
 function Things({ of }: { of: string[] }) {
   const code = useCode();
+  if (of.length === 0) return "–";
   return (
     <ul>
       {of.map((each) => (

@@ -37,13 +37,17 @@ export function round(number: number, changes: Partial<RoundView> = {}): RoundVi
 
 export const PRIVACY: Privacy = {
   parties: [
-    { party: "device", sees: ["own_records"], never: ["other_updates"] },
-    { party: "coordinator", sees: ["sum", "participants"], never: ["single_update", "records"] },
-    { party: "key_holder", sees: ["sum", "participants"], never: ["records"] },
-    { party: "broker", sees: ["ciphertexts", "sum"], never: ["single_update", "records"] },
-    { party: "other_devices", sees: ["adapter"], never: ["single_update", "records"] },
+    { party: "device", sees: ["records", "adapter"], never: [] },
+    {
+      party: "coordinator",
+      sees: ["encrypted_update", "sum"],
+      never: ["records", "noised_update"],
+    },
+    { party: "key_holder", sees: ["round_key", "sum", "participation"], never: ["records"] },
+    { party: "broker", sees: ["encrypted_update", "sum"], never: ["records", "noised_update"] },
+    { party: "other_devices", sees: ["adapter"], never: ["records", "noised_update", "sum"] },
   ],
-  epsilon: { spent: 1.5, planned: 8, delta: 0.00001, unit: "example" },
+  epsilon: { spent: 1.5, planned: 8, delta: 0.00001, unit: "record" },
   bytes: { sent_to_devices: null, received: 3_400_000, by_round: { "1": 1_700_000 } },
   gates: [
     { gate: "min_devices", passed: true, detail: "14 of at least 8" },
