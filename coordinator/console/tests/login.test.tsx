@@ -37,13 +37,17 @@ describe("logging in", () => {
   });
 
   it("says what is wrong, and stays", async () => {
-    strangers({ "POST /api/v1/session": { status: 401, body: problem(401, "no") } });
+    const calls = strangers({
+      "POST /api/v1/session": { status: 401, body: problem(401, "no") },
+    });
     render(<App />);
     await userEvent.type(await screen.findByLabelText("Name"), "ada");
     await userEvent.type(screen.getByLabelText("Password"), "wrong");
     await userEvent.click(screen.getByRole("button", { name: "Log in" }));
     expect((await screen.findByRole("alert")).textContent).toContain("Name or password is wrong.");
     expect(screen.getByLabelText<HTMLInputElement>("Name").value).toBe("ada");
+    // A wrong password is no session that has ended: nothing is asked for again.
+    expect(calls.filter((call) => call.method === "GET")).toHaveLength(1);
   });
 
   it("says how long to wait after too many tries", async () => {
