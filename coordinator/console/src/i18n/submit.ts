@@ -301,6 +301,20 @@ export const submit = dictionary({
   ],
   "submit.server.learning_rate": ["Server's step", "服务器步长"],
   "submit.server.learning_rate.hint": ["1 takes updates as they are", "1 表示原样采用更新"],
+  "submit.server.beta1": ["Beta 1", "一阶衰减 β₁"],
+  "submit.server.beta1.hint": ["How long Adam remembers the direction", "Adam 对方向的记忆时长"],
+  "submit.server.beta2": ["Beta 2", "二阶衰减 β₂"],
+  "submit.server.beta2.hint": ["How long Adam remembers the size", "Adam 对幅度的记忆时长"],
+  "submit.server.tau": ["Tau", "平滑项 τ"],
+  "submit.server.tau.hint": [
+    "Keeps steps small where there was little change",
+    "在变化很小处限制步长",
+  ],
+  "submit.protection.max_devices": ["Most devices", "最多设备数"],
+  "submit.protection.max_devices.hint": [
+    "In one sum; sizes the fields of an update",
+    "单个总和的上限；决定更新中各字段的大小",
+  ],
   "submit.evaluation.share": ["Held out", "保留比例"],
   "submit.evaluation.share.hint": [
     "Share of every device's examples that is never trained on but scored, in the encrypted sum; 0 does without",

@@ -30,6 +30,7 @@ const noised = (values: Values) => values["privacy.noise"] !== "none";
 const ofDevices = (values: Values) => distributed(values) && values["privacy.level"] === "device";
 const robust = (values: Values) =>
   ["median", "trimmed-mean", "multikrum"].includes(values["server.rule"] ?? "");
+const adaptive = (values: Values) => values["server.rule"] === "fedadam";
 const inside = (values: Values) => values["model.trainable"] === "lora";
 const causal = (values: Values) => values.task === "causal-lm";
 
@@ -208,6 +209,14 @@ export const SECTIONS: readonly JobSection[] = [
       },
       { path: "protection.min_devices", kind: "integer", start: "16", least: 2 },
       {
+        path: "protection.max_devices",
+        kind: "integer",
+        start: "240",
+        least: 2,
+        most: 240,
+        rare: true,
+      },
+      {
         path: "protection.bits",
         kind: "choice",
         start: "12",
@@ -280,6 +289,35 @@ export const SECTIONS: readonly JobSection[] = [
         start: "1",
         least: 1e-9,
         most: 1e6,
+        rare: true,
+      },
+      {
+        path: "server.beta1",
+        kind: "number",
+        start: "0.9",
+        least: 0,
+        most: 1,
+        open: "most",
+        matters: adaptive,
+        rare: true,
+      },
+      {
+        path: "server.beta2",
+        kind: "number",
+        start: "0.99",
+        least: 0,
+        most: 1,
+        open: "most",
+        matters: adaptive,
+        rare: true,
+      },
+      {
+        path: "server.tau",
+        kind: "number",
+        start: "0.001",
+        least: 0,
+        open: "least",
+        matters: adaptive,
         rare: true,
       },
     ],
