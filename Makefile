@@ -1,7 +1,7 @@
 # make help lists the targets.
 .POSIX:
 .SUFFIXES:
-.PHONY: help setup setup-dev broker demo test lint check clean
+.PHONY: help setup setup-dev broker console console-schema demo test lint check clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -13,7 +13,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt $$([ -t 1 ] || echo -q)
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /@/' | awk -F@ '{ printf "%-10s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /@/' | awk -F@ '{ printf "%-14s %s\n", $$1, $$2 }'
 	@echo 'PYTHON=python3.12 chooses the interpreter, ARGS="…" passes options: make demo ARGS="--rounds 3"'
 
 setup: $(VENV)/.installed-demo  ## install into .venv what the demo needs; once, then offline
@@ -23,22 +23,30 @@ setup-dev: $(VENV)/.installed-dev  ## setup, and what tests and checks need
 broker:  ## see to an MQTT broker program (deploy/install-broker.sh)
 	@PYTHON='$(PYTHON)' sh deploy/install-broker.sh
 
-demo: setup broker  ## the whole story on this machine
+console: setup  ## build the web console, if its sources changed (coordinator/console)
+	@VENV='$(VENV)' sh deploy/console.sh build
+
+console-schema: setup-dev  ## make the console's types of the API anew
+	@VENV='$(VENV)' sh deploy/console.sh schema
+
+demo: setup broker console  ## the whole story on this machine
 	@$(BIN)/llmos demo $(ARGS)
 
-test: setup-dev broker  ## install what is needed and run every test
+test: setup-dev broker console  ## install what is needed and run every test
+	@VENV='$(VENV)' sh deploy/console.sh test
 	@$(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder $(ARGS)
 
-lint: setup-dev  ## format, lint, types and import contracts; changes nothing
+lint: setup-dev console  ## format, lint, types and import contracts; changes nothing
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@VENV='$(VENV)' sh deploy/console.sh lint
 
 check: lint test  ## everything CI runs; the tests look at the documents' links too
 
 clean:  ## remove environments, caches and runs
-	rm -rf $(VENV) .broker runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) .broker runs build dist coordinator/console/dist coordinator/console/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache \
 		.hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,0 +1,75 @@
+/** What the API answers, by name; `schema.ts` is made of the coordinator's OpenAPI document. */
+
+import type { components } from "./schema";
+
+type Schemas = components["schemas"];
+
+export type RunSummary = Schemas["RunSummary"];
+export type RoundNow = Schemas["RoundNow"];
+export type Participation = Schemas["Participation"];
+
+/** `standing` is there as soon as the coordinator can quarantine devices. */
+export type DeviceSummary = Schemas["DeviceSummary"] & { standing?: string };
+export type DeviceView = Schemas["DeviceView"] & { standing?: string };
+
+/** Topic `fleet` of the live feed. */
+export interface FleetNow {
+  at: number;
+  counts: Record<string, number>;
+  devices: Record<string, DeviceSummary>;
+  /** So many devices more than are listed. */
+  more?: number;
+}
+
+/** Topic `runs` of the live feed. */
+export interface RunsNow {
+  runs: Record<string, RunSummary>;
+}
+
+/** One round, as `GET /api/v1/runs/{run}` tells it. */
+export interface RoundView {
+  round: number;
+  state: string;
+  invited: number;
+  committed: number;
+  reported: number;
+  /** Reasons, by device. */
+  declined: Record<string, string>;
+  /** By group; `""` is the whole probe set. */
+  accuracy: Record<string, number>;
+  loss?: number | null;
+  /** What the devices' own held-out examples said: `score`, and `count` of them. */
+  evaluated: { score?: number; count?: number };
+  saturated?: number | null;
+  accepted?: boolean | null;
+  reason: string;
+  began_at: number;
+  changed_at: number;
+}
+
+/** The privacy card of a run. */
+export interface Privacy {
+  parties: { party: string; sees: string[]; never: string[] }[];
+  epsilon: {
+    spent?: number | null;
+    planned?: number | null;
+    delta: number;
+    unit: string;
+  };
+  bytes: {
+    sent_to_devices?: number | null;
+    received?: number | null;
+    by_round?: Record<string, number>;
+  };
+  gates: { gate: string; passed: boolean; detail: string }[];
+  scheme: string;
+  min_devices: number;
+}
+
+/** Topic `run/ID` of the live feed. A member that would be null may be left out. */
+export interface RunNow {
+  summary: RunSummary;
+  now?: RoundNow | null;
+  rounds: Record<string, RoundView>;
+  privacy?: Privacy | null;
+}

@@ -1,0 +1,44 @@
+/** All pages: what is in this list is in the navigation of those whose role may open it. */
+
+import type { ReactNode } from "react";
+import type { IconName } from "./components/icon";
+import type { Key } from "./lib/i18n";
+import type { Role } from "./lib/session";
+import { Device } from "./pages/device";
+import { Fleet } from "./pages/fleet";
+import { Run } from "./pages/run";
+import { Runs } from "./pages/runs";
+import { NEW_RUN, Submit } from "./pages/submit";
+
+export interface PageEntry {
+  /** First part of the address: `#/fleet`. */
+  path: string;
+  title: Key;
+  icon: IconName;
+  /** As coordinator/api/roles.py has it for what the page asks for. */
+  roles: readonly Role[];
+  /** `rest` is what the address has behind the path: `#/runs/new` is `["new"]`. */
+  show: (rest: string[]) => ReactNode;
+}
+
+const READING = ["viewer", "operator", "admin"] as const;
+
+export const PAGES: readonly PageEntry[] = [
+  {
+    path: "fleet",
+    title: "fleet.title",
+    icon: "fleet",
+    roles: READING,
+    show: ([name]) => (name === undefined ? <Fleet /> : <Device name={name} />),
+  },
+  {
+    path: "runs",
+    title: "runs.title",
+    icon: "runs",
+    roles: READING,
+    show: ([run]) => {
+      if (run === undefined) return <Runs />;
+      return run === NEW_RUN ? <Submit /> : <Run run={run} />;
+    },
+  },
+];
