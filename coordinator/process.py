@@ -172,7 +172,7 @@ def run_coordinator(
                 metrics_token=secret_token(home / "metrics.token"),
                 texts=texts.services,
                 audit=audit,
-                read_audit=audit.page,
+                read_audit=audit,
                 management=Management(feed, usage, home / "models", live),
             )
         )

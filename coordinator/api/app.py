@@ -81,7 +81,7 @@ class Services:
         texts: Encoder, reader and collections, those that there are.
         audit: Where it is written down what is asked for and changes no row by itself; the store
             sees to the rest.
-        read_audit: A page of the audit log; ``None``: there is none.
+        read_audit: The audit log; ``None``: there is none.
     """
 
     store: Store

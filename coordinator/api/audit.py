@@ -1,11 +1,12 @@
-"""The audit log over HTTP: a page at a time, oldest first."""
+"""The audit log over HTTP: a page at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from enum import StrEnum
+from typing import Annotated, Any, Protocol
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from coordinator.api.pages import ITEMS, Cursor, Limit, Page, Places
@@ -15,9 +16,20 @@ from coordinator.audit.chain import Record
 class ReadAudit(Protocol):
     """Gives a part of the log."""
 
-    def __call__(self, *, after: int, limit: int) -> Sequence[Record]:
+    def __len__(self) -> int:
+        """How many records there are; the last one's number."""
+        ...
+
+    def page(self, *, after: int, limit: int) -> Sequence[Record]:
         """Up to ``limit`` records that follow number ``after``."""
         ...
+
+
+class Order(StrEnum):
+    """Of records, by their numbers."""
+
+    OLDEST = "oldest"
+    NEWEST = "newest"
 
 
 class RecordView(BaseModel):
@@ -33,16 +45,27 @@ class RecordView(BaseModel):
     hash: str = Field(description="SHA-256 over all of this")
 
 
-def audit_routes(read: ReadAudit) -> APIRouter:
+def audit_routes(log: ReadAudit) -> APIRouter:
     """``/audit``."""
     router = APIRouter(tags=["audit"])
-    places = Places("audit", int)
+    places_by = {order: Places(f"audit-{order}", int) for order in Order}
 
     @router.get("/audit", summary="Read the audit log")
-    def list_records(limit: Limit = ITEMS, cursor: Cursor = "") -> Page[RecordView]:
-        """Who did what, oldest first."""
-        after: Any = places.read(cursor)
-        found = read(after=after[0] if after else 0, limit=limit + 1)
+    def list_records(
+        limit: Limit = ITEMS,
+        cursor: Cursor = "",
+        order: Annotated[Order, Query(description="By when it was written")] = Order.OLDEST,
+    ) -> Page[RecordView]:
+        """Who did what."""
+        places = places_by[order]
+        place: Any = places.read(cursor)
+        if order is Order.OLDEST:
+            found = log.page(after=place[0] if place else 0, limit=limit + 1)
+        else:
+            # Those before the last that was shown, which nothing that is written since moves.
+            last = min(place[0] - 1, len(log)) if place else len(log)
+            first = max(0, last - limit - 1)
+            found = log.page(after=first, limit=last - first)[::-1]
         items, following = places.page(found, limit, lambda record: (record.number,))
         return Page(items=[record.to_json() for record in items], next=following)
 

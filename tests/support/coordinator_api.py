@@ -13,6 +13,7 @@ from coordinator.api.app import Services, create_app
 from coordinator.api.live import live_topics
 from coordinator.api.management import Management
 from coordinator.api.roles import ROLES_OF_PEOPLE
+from coordinator.audit.chain import Record
 from coordinator.exposition import Exposition
 from coordinator.feed import Feed, live_states
 from coordinator.fleet.transport_fleet import TransportFleet
@@ -36,6 +37,18 @@ from tests.support.scripted_engines import ScriptedEngine
 TOKEN = "s3cret-of-the-admin"  # noqa: S105  a test's own
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 SCRAPER = "s3cret-of-prometheus"
+
+
+class NothingWritten:
+    """An audit log without records."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def page(self, *, after: int, limit: int) -> list[Record]:
+        """There are none."""
+        del after, limit
+        return []
 
 
 class Api:
@@ -108,7 +121,7 @@ class Api:
                 provider=provider,
                 metrics=exposition,
                 metrics_token=SCRAPER,
-                read_audit=lambda *, after, limit: [],
+                read_audit=NothingWritten(),
                 texts=texts or TextServices(),
                 management=Management(self.feed, self.usage, folder / "models", self.live),
             )

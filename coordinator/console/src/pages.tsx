@@ -4,10 +4,16 @@ import type { ReactNode } from "react";
 import type { IconName } from "./components/icon";
 import type { Key } from "./lib/i18n";
 import type { Role } from "./lib/session";
+import { Audit } from "./pages/audit";
 import { Device } from "./pages/device";
 import { Fleet } from "./pages/fleet";
+import { Keys } from "./pages/keys";
+import { Model, Models } from "./pages/models";
+import { People } from "./pages/people";
+import { Playground } from "./pages/playground";
 import { Run } from "./pages/run";
 import { Runs } from "./pages/runs";
+import { Serving } from "./pages/serving";
 import { NEW_RUN, Submit } from "./pages/submit";
 
 export interface PageEntry {
@@ -22,6 +28,7 @@ export interface PageEntry {
 }
 
 const READING = ["viewer", "operator", "admin"] as const;
+const AUDITING = ["auditor", "admin"] as const;
 
 export const PAGES: readonly PageEntry[] = [
   {
@@ -40,5 +47,42 @@ export const PAGES: readonly PageEntry[] = [
       if (run === undefined) return <Runs />;
       return run === NEW_RUN ? <Submit /> : <Run run={run} />;
     },
+  },
+  {
+    path: "models",
+    title: "models.title",
+    icon: "models",
+    roles: READING,
+    // A model may be called after a folder, with a slash in it.
+    show: (name) => (name.length === 0 ? <Models /> : <Model name={name.join("/")} />),
+  },
+  {
+    path: "playground",
+    title: "playground.title",
+    icon: "playground",
+    roles: ["caller", "operator", "admin"],
+    show: () => <Playground />,
+  },
+  {
+    path: "serving",
+    title: "serving.title",
+    icon: "serving",
+    roles: READING,
+    show: () => <Serving />,
+  },
+  {
+    path: "audit",
+    title: "audit.title",
+    icon: "audit",
+    roles: AUDITING,
+    show: () => <Audit />,
+  },
+  { path: "keys", title: "keys.title", icon: "keys", roles: AUDITING, show: () => <Keys /> },
+  {
+    path: "people",
+    title: "people.title",
+    icon: "people",
+    roles: AUDITING,
+    show: () => <People />,
   },
 ];

@@ -40,7 +40,7 @@ class Api:
             coordinator=IDENTITY.public,
             stop_run=lambda run, _: self.stopped.append(run),
             audit=self.log,
-            read_audit=self.log.page,
+            read_audit=self.log,
         )
         self.client = TestClient(create_app(services), raise_server_exceptions=False)
 
@@ -224,3 +224,28 @@ def test_a_page_far_back_in_a_long_log_reads_that_page_only(
         page = log.page(after=2000, limit=100)
         assert [record.number for record in page] == list(range(2001, 2101)) == read
     assert verify_log(folder / LOG, key=IDENTITY.public).whole
+
+
+def test_pages_from_the_newest_have_every_record_once_whatever_is_added(api: Api) -> None:
+    for _ in range(7):
+        api.token()
+    there = len(api.log)
+    found: list[int] = []
+    cursor = ""
+    while True:
+        page = api.get("/api/v1/audit", params={"order": "newest", "limit": 3, "cursor": cursor})
+        assert page.status_code == 200, page.text
+        found += [record["number"] for record in page.json()["items"]]
+        api.token()
+        if (cursor := page.json()["next"]) is None:
+            break
+    assert found == list(range(there, 0, -1))
+
+
+def test_a_place_in_one_order_is_none_in_the_other(api: Api) -> None:
+    for _ in range(3):
+        api.token()
+    newest = api.get("/api/v1/audit", params={"order": "newest", "limit": 1}).json()["next"]
+    refused = api.get("/api/v1/audit", params={"order": "oldest", "cursor": newest})
+    assert refused.status_code == 422
+    assert api.get("/api/v1/audit", params={"order": "sideways"}).status_code == 422

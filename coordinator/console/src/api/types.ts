@@ -73,3 +73,70 @@ export interface RunNow {
   rounds: Record<string, RoundView>;
   privacy?: Privacy | null;
 }
+
+export type ModelSummary = Schemas["ModelSummary"];
+export type ModelView = Schemas["ModelView"];
+export type PassView = Schemas["PassView"];
+export type ReleaseView = Schemas["ReleaseView"];
+export type UseView = Schemas["UseView"];
+
+/** One language model in the topic `serving`; counts are since the coordinator began. */
+export interface ServedNow {
+  state: string;
+  reason: string;
+  slots: number;
+  active: number;
+  queue: number;
+  requests: number;
+  prompt_tokens: number;
+  completion_tokens: number;
+  /** Over the last 30 seconds. */
+  tokens_per_s: number;
+  /** Seconds; empty before the first request. */
+  first_token_s: { p50?: number; p95?: number };
+  cache_hits: number;
+  cache_lookups: number;
+}
+
+/** Topic `serving` of the live feed. */
+export interface ServingNow {
+  models: Record<string, ServedNow>;
+}
+
+/** A key without its secret. */
+export interface ApiKey {
+  name: string;
+  /** The first letters of its secret. */
+  prefix: string;
+  role: string;
+  models: string[];
+  tasks: string[];
+  collections: string[];
+  created_at: number;
+  expires_at: number | null;
+  revoked_at: number | null;
+  priority: number;
+  /** 0: no limit. */
+  tokens_per_minute: number;
+  public_cache: boolean;
+  /** Until when the secret before the last rotation works. */
+  former_ends_at: number | null;
+}
+
+export interface Person {
+  name: string;
+  role: string;
+  state: string;
+  created_at: number;
+  last_login_at: number | null;
+}
+
+/** A new link, which is told only now. */
+export interface Invitation {
+  name: string;
+  role: string;
+  link: string;
+  expires_at: number;
+}
+
+export type AuditRecord = Schemas["RecordView"];

@@ -13,3 +13,6 @@ export const RUN_STATES: Tones = {
   failed: "bad",
 };
 export const ROUND_STATES: Tones = { applied: "good", failed: "bad" };
+export const ENGINE_STATES: Tones = { loading: "warn", ready: "good", failed: "bad" };
+export const KEY_STATES: Tones = { active: "good", revoked: "bad" };
+export const PERSON_STATES: Tones = { invited: "accent", active: "good" };

@@ -1,0 +1,106 @@
+import { dictionary } from "./dictionary";
+
+export const keys = dictionary({
+  "keys.title": ["Keys", "密钥"],
+  "keys.about": [
+    "Keys open the API to applications. Of each only a hash is kept.",
+    "应用程序用密钥访问 API。每个密钥只保存哈希。",
+  ],
+  "keys.new": ["New key", "新建密钥"],
+  "keys.name": ["Name", "名称"],
+  "keys.name.hint": [
+    "What audit log and usage call it: 1 to 48 of a-z, 0-9 and hyphens. Never used again, also when revoked.",
+    "审计日志和用量中使用的名称：1 至 48 个 a-z、0-9 和连字符。吊销后也不会再次使用。",
+  ],
+  "keys.state": ["State", "状态"],
+  "keys.role": ["Role", "角色"],
+  "keys.limits": ["Limits", "限额"],
+  "keys.made": ["Made", "创建时间"],
+  "keys.ends": ["Ends", "过期"],
+  "keys.days": ["Days that it is valid", "有效天数"],
+  "keys.days.hint": [
+    "Empty: it never ends. A key that ends by itself is one less to forget.",
+    "留空则永不过期。自动过期的密钥更不容易被遗忘。",
+  ],
+  "keys.days.wrong": ["Must be empty, or a number above 0.", "必须留空，或为大于 0 的数字。"],
+  "keys.models": ["Only these models", "仅限这些模型"],
+  "keys.tasks": ["Only these tasks", "仅限这些任务"],
+  "keys.collections": ["Only these collections", "仅限这些文档集"],
+  "keys.scope.hint": [
+    "Names with commas between; a `*` at the end stands for any ending. Empty: all.",
+    "用英文逗号分隔名称；末尾的 `*` 代表任意结尾。留空表示全部。",
+  ],
+  "keys.tasks.hint": [
+    "`classify`, `answer`, `recommend`, with commas between. Empty: all.",
+    "`classify`、`answer`、`recommend`，用英文逗号分隔。留空表示全部。",
+  ],
+  "keys.tokens": ["Most tokens a minute", "每分钟最多词元数"],
+  "keys.tokens.hint": ["0: as many as there is room for.", "0 表示不限。"],
+  "keys.priority": ["Priority", "优先级"],
+  "keys.priority.hint": [
+    "-10 to 10; higher goes first where requests wait.",
+    "-10 至 10；排队时数值高者优先。",
+  ],
+  "keys.whole": [
+    "Must be a whole number from {least} to {most}.",
+    "必须是 {least} 到 {most} 之间的整数。",
+  ],
+  "keys.narrow": ["Narrow it further", "进一步限制"],
+  "keys.make": ["Make the key", "创建密钥"],
+  "keys.limit.tokens": ["{n} tokens a minute", "每分钟 {n} 个词元"],
+  "keys.limit.priority": ["priority {n}", "优先级 {n}"],
+  "keys.limit.none": ["none", "无"],
+  "keys.secret": ["The secret of {name}", "{name} 的密钥"],
+  "keys.secret.about": [
+    "This is shown once. Nobody can read it again, not even an administrator: give it to the application now.",
+    "仅显示这一次。之后任何人都无法再次读取，管理员也不行：请立即交给应用程序。",
+  ],
+  "keys.secret.kept": ["I have kept it", "我已保存"],
+  "keys.rotate": ["Rotate", "轮换"],
+  "keys.rotate.title": ["A new secret for {name}", "为 {name} 生成新密钥"],
+  "keys.overlap": ["Hours that the old secret works on", "旧密钥继续有效的小时数"],
+  "keys.overlap.hint": [
+    "Time to put the new one in place. 0 ends the old one at once.",
+    "留出更换的时间。0 表示立即失效。",
+  ],
+  "keys.overlap.until": ["the secret before works until {at}", "先前的密钥有效期至 {at}"],
+  "keys.revoke": ["Revoke", "吊销"],
+  "keys.revoke.title": ["Revoke {name}?", "吊销 {name}？"],
+  "keys.revoke.about": [
+    "Whoever uses it is refused within a second. It cannot be brought back.",
+    "使用它的人会在一秒内被拒绝，且无法恢复。",
+  ],
+  "keys.revoked": ["{name} is revoked", "{name} 已被吊销"],
+  "keys.old": ["Show revoked and expired keys too", "同时显示已吊销和已过期的密钥"],
+  "keys.actions": ["Actions", "操作"],
+  "keys.empty": ["No key yet", "还没有密钥"],
+  "keys.empty.about": [
+    "Make one for every application, so that each can be revoked alone.",
+    "为每个应用程序创建一个，以便单独吊销。",
+  ],
+  "key.active": ["active", "有效"],
+  "key.expired": ["expired", "已过期"],
+  "key.revoked": ["revoked", "已吊销"],
+  "key.quarantined": ["quarantined", "已隔离"],
+  "may.admin": [
+    "May do everything: keys, people, devices, runs.",
+    "可以做任何事：密钥、人员、设备、运行。",
+  ],
+  "may.auditor": [
+    "May read the audit log, keys and people. Changes nothing.",
+    "可以查看审计日志、密钥和人员，不能更改任何内容。",
+  ],
+  "may.caller": ["May ask the models. For applications.", "可以向模型提问。供应用程序使用。"],
+  "may.device": [
+    "Opens nothing yet: devices are known by the keys that they made themselves.",
+    "目前不开放任何内容：设备通过自己生成的密钥识别。",
+  ],
+  "may.operator": [
+    "May submit and stop runs, invite devices and ask the models.",
+    "可以提交和停止运行、邀请设备、向模型提问。",
+  ],
+  "may.viewer": [
+    "May look at devices, runs, models and releases. Changes nothing.",
+    "可以查看设备、运行、模型和发布，不能更改任何内容。",
+  ],
+});

@@ -1,0 +1,31 @@
+import { dictionary } from "./dictionary";
+
+export const serving = dictionary({
+  "serving.title": ["Serving", "推理服务"],
+  "serving.about": [
+    "How the language models keep up with what is asked of them.",
+    "语言模型处理请求的情况。",
+  ],
+  "serving.active": ["At work", "处理中"],
+  "serving.active.of": ["{n} of {slots}", "{n} / {slots}"],
+  "serving.queue": ["Waiting", "等待中"],
+  "serving.speed": ["Tokens a second", "每秒词元"],
+  "serving.speed.note": ["over the last 30 s", "最近 30 秒"],
+  "serving.first": ["First token, median", "首个词元，中位数"],
+  "serving.first.p95": ["95 % within {s}", "95 % 在 {s} 以内"],
+  "serving.seconds": ["{n} s", "{n} 秒"],
+  "serving.cache": ["Answers from the cache", "缓存命中的回答"],
+  "serving.requests": ["Requests", "请求数"],
+  "serving.load": ["Requests at work and waiting", "处理中和等待中的请求"],
+  "serving.ago": ["Seconds ago", "秒前"],
+  "serving.usage": ["What was served", "用量"],
+  "serving.usage.about": ["The last 30 days.", "最近 30 天。"],
+  "serving.by": ["Add up by", "统计方式"],
+  "serving.by.key": ["Key", "密钥"],
+  "serving.by.model": ["Model", "模型"],
+  "serving.by.day": ["Day", "日期"],
+  "serving.prompt": ["Tokens asked", "提问词元"],
+  "serving.cached": ["Of those not computed", "其中未计算"],
+  "serving.completion": ["Tokens answered", "回答词元"],
+  "serving.unused": ["Nothing was asked in these days", "这些天没有请求"],
+});
