@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +32,8 @@ from coordinator.inference.run_heads import run_heads
 from coordinator.inference.serve_texts import NO_ENCODER, serve_texts
 from coordinator.inference.serving_metrics import ServingMetrics
 from coordinator.registry.release_worker import release_maker
+from coordinator.security.daily import DailyCheck, LookInChild, raise_finding
+from coordinator.security.facts import Connection
 from coordinator.store.database import store_url
 from coordinator.usage import Meters, UsageBook
 from shared.actors import ActorLoop
@@ -172,11 +175,24 @@ def run_coordinator(
             "broker_port": broker_port,
             "public_key": format_public(identity.public),
         }
-        stack.enter_context(announced_ready(home, facts))
+        used = _connections(
+            broker=broker_host, store=store_at, vectors=vectors, cache=cache, serving=serving
+        )
+        connections = [asdict(each) for each in used]
+        stack.enter_context(announced_ready(home, facts | {"connections": connections}))
         log.info("coordinator.ready", **facts)
         # Ended before the server is, which waits for answers that are under way.
         stack.callback(feed.close)
         stack.callback(texts.close)
+        look = LookInChild(home, store_at=store_at)
+        check = DailyCheck(
+            home,
+            look=look,
+            raise_one=lambda found: raise_finding(found, audit),
+            stop_looking=look.close,
+        )
+        stack.callback(check.close)
+        check.start()
         texts.start()
         if engine is not None:
             # Closed before the server is, so that nobody waits for an answer that takes minutes.
@@ -186,6 +202,21 @@ def run_coordinator(
 
 
 _NOT_SHARED: Final = ("memory", "none")
+
+
+def _connections(
+    *, broker: str, store: str, vectors: str, cache: str, serving: Serving
+) -> list[Connection]:
+    """What is used over sockets, for whoever checks it, without who may enter."""
+    found = [Connection("broker", broker, tls=False, secret=False)]
+    found += [
+        Connection.of_url(what, url)
+        for what, url in (("store", store), ("vectors", vectors), ("cache", cache))
+        if url and url not in _NOT_SHARED
+    ]
+    nodes = [url.strip() for url in serving.upstream.split(",") if url.strip()]
+    secret = bool(serving.upstream_keys)
+    return found + [Connection.of_url("node", url, secret=secret) for url in nodes]
 
 
 def _answer_cache(where: str) -> AnswerCache | None:
