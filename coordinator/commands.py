@@ -85,6 +85,13 @@ def start(
             help="postgresql://… for devices, keys, runs and rounds; else a file in the home.",
         ),
     ] = "",
+    otel_endpoint: Annotated[
+        str,
+        typer.Option(
+            envvar="OTEL_EXPORTER_OTLP_ENDPOINT",
+            help="http://HOST:PORT of an OTLP receiver for spans (extra 'otel'); else none are made.",
+        ),
+    ] = "",
     engine: Annotated[
         str, typer.Option(help="What runs --model: 'onnx' on the processor, 'transformers'.")
     ] = "auto",
@@ -149,6 +156,7 @@ def start(
         reader=reader,
         vectors=vectors,
         store_at=store,
+        otel_endpoint=otel_endpoint,
         serving=Serving(
             model=model,
             engine_kind=engine,

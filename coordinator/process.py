@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +25,7 @@ from coordinator.federation_metrics import FederationMetrics
 from coordinator.feed import Feed, live_states
 from coordinator.inference.answer_cache import AnswerCache, MemoryStore
 from coordinator.inference.engines import Serving
-from coordinator.inference.front_desk import FrontDesk
+from coordinator.inference.front_desk import FrontDesk, Meter
 from coordinator.inference.redis_store import RedisStore
 from coordinator.inference.run_adapters import adapters_by_name, run_adapters
 from coordinator.inference.run_heads import run_heads
@@ -35,6 +35,7 @@ from coordinator.registry.release_worker import release_maker
 from coordinator.security.daily import DailyCheck, LookInChild, raise_finding
 from coordinator.security.facts import Connection
 from coordinator.store.database import store_url
+from coordinator.tracing import EngineSpans, RoundSpans, Tracing
 from coordinator.usage import Meters, UsageBook
 from shared.actors import ActorLoop
 from shared.config import parse_address
@@ -64,6 +65,7 @@ def run_coordinator(
     reader: str = "",
     vectors: str = "",
     store_at: str = "",
+    otel_endpoint: str = "",
 ) -> None:
     """Run a coordinator until SIGINT or SIGTERM. Call on the main thread.
 
@@ -84,6 +86,7 @@ def run_coordinator(
             keeps them in the home.
         store_at: URL of a PostgreSQL that keeps the rows; empty keeps them in the home. Blobs are
             files in the home anyway.
+        otel_endpoint: Of an OTLP/HTTP receiver for spans; empty measures none.
 
     Raises:
         ConfigError: a port is taken, an address or key is malformed, or options of ``serving``
@@ -97,6 +100,10 @@ def run_coordinator(
     serving = serving or Serving()
     engine = serving.engine(home / "models", prefixes="" if cache in _NOT_SHARED else cache)
     with ExitStack() as stack:
+        tracing = None
+        if otel_endpoint:
+            tracing = Tracing(otel_endpoint)
+            stack.callback(tracing.close)
         stack.enter_context(home_lock(home))
         exposition, answers = Exposition(), _answer_cache(cache)
         metrics = ServingMetrics(exposition)
@@ -105,7 +112,10 @@ def run_coordinator(
         engines = {engine.card.name: engine} if engine is not None else {}
         usage = UsageBook(home, now=time.time)
         stack.callback(usage.close)
-        desk = FrontDesk(engines, cache=answers, meter=Meters(metrics, usage))
+        meters: list[Meter] = [metrics, usage]
+        if tracing is not None:
+            meters.append(EngineSpans(tracing))
+        desk = FrontDesk(engines, cache=answers, meter=Meters(*meters))
         metrics.watch(desk)
         identity = Identity.load_or_create(home / "identity.key")
         audit, store = stack.enter_context(_audited_store(rows_at, home, identity, holder))
@@ -136,6 +146,8 @@ def run_coordinator(
             fleet=coordinator.fleet,
             is_connected=lambda: transport.connected,
         )
+        if tracing is not None:
+            RoundSpans(tracing, store)
         texts = serve_texts(
             home,
             encoder=encoder,
@@ -164,6 +176,7 @@ def run_coordinator(
                 audit=audit,
                 read_audit=audit.page,
                 management=Management(feed, usage, home / "models"),
+                tracing=tracing,
             )
         )
         listening = stack.enter_context(served(app, port, extra="coordinator"))
@@ -176,7 +189,9 @@ def run_coordinator(
             "public_key": format_public(identity.public),
         }
         used = _connections(
-            broker=broker_host, store=store_at, vectors=vectors, cache=cache, serving=serving
+            broker=broker_host,
+            serving=serving,
+            urls={"store": store_at, "vectors": vectors, "cache": cache, "traces": otel_endpoint},
         )
         connections = [asdict(each) for each in used]
         stack.enter_context(announced_ready(home, facts | {"connections": connections}))
@@ -205,13 +220,13 @@ _NOT_SHARED: Final = ("memory", "none")
 
 
 def _connections(
-    *, broker: str, store: str, vectors: str, cache: str, serving: Serving
+    *, broker: str, serving: Serving, urls: Mapping[str, str]
 ) -> list[Connection]:
     """What is used over sockets, for whoever checks it, without who may enter."""
     found = [Connection("broker", broker, tls=False, secret=False)]
     found += [
         Connection.of_url(what, url)
-        for what, url in (("store", store), ("vectors", vectors), ("cache", cache))
+        for what, url in urls.items()
         if url and url not in _NOT_SHARED
     ]
     nodes = [url.strip() for url in serving.upstream.split(",") if url.strip()]

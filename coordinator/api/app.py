@@ -30,6 +30,7 @@ from coordinator.api.openapi_document import openapi_document
 from coordinator.api.request_ids import RequestIds
 from coordinator.api.roles import unlisted
 from coordinator.api.tasks import task_routes
+from coordinator.api.traced import Traced
 from coordinator.audit.chain import Action, Entry
 from coordinator.audit.sink import AuditSink, NoAudit, acting
 from coordinator.exposition import CONTENT_TYPE, Exposition
@@ -38,6 +39,7 @@ from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.text_services import TextServices
 from coordinator.store.store import Store
 from coordinator.submission import MAX_PROBE_EXAMPLES, submit
+from coordinator.tracing import Tracing
 from coordinator.views import view_run
 from shared.config import read
 from shared.crypto.identity import fingerprint, format_public, parse_public
@@ -73,6 +75,7 @@ class Services:
         audit: Where it is written down what is asked for and changes no row by itself; the store
             sees to the rest.
         read_audit: A page of the audit log; ``None``: there is none.
+        tracing: Where spans of requests go; ``None``: nowhere.
     """
 
     store: Store
@@ -92,6 +95,7 @@ class Services:
     texts: TextServices = dataclasses.field(default_factory=TextServices)
     audit: AuditSink = dataclasses.field(default_factory=NoAudit)
     read_audit: ReadAudit | None = None
+    tracing: Tracing | None = None
 
 
 class NewRun(BaseModel):
@@ -143,6 +147,8 @@ def create_app(services: Services) -> FastAPI:
         now=services.now,
     )
     app.add_middleware(Gate, identify=access.principal)
+    if services.tracing is not None:
+        app.add_middleware(Traced, tracing=services.tracing)
     app.add_middleware(RequestIds)
     app.include_router(_health(services))
     for router in (_joining(services), _devices(services), _runs(services), key_routes(access)):

@@ -147,6 +147,12 @@ def allowance(method: str, path: str) -> Allowance:
     )
 
 
+def route_of(method: str, path: str) -> str | None:
+    """The line of the table that a request fits, such as ``/api/v1/runs/{run}``; ``None``: none."""
+    fitting = (each for each in PERMISSIONS if each.method == method)
+    return next((each.route for each in fitting if each.pattern.fullmatch(path)), None)
+
+
 def routes_of(app: FastAPI) -> set[tuple[str, str]]:
     """Every method and path of an application, hidden ones too; of a mount, ``*`` and its path."""
     # Older versions of the framework have no such function, and list routes one by one.

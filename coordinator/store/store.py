@@ -195,6 +195,7 @@ class Store:
         """
         self.folder = folder
         self._listeners: list[Callable[[Transition | str], None]] = []
+        self._followers: list[Callable[[RunId, RoundNumber, Transition], None]] = []
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self.database = Database(url)
@@ -207,6 +208,10 @@ class Store:
     def subscribe(self, listener: Callable[[Transition | str], None]) -> None:
         """Tell ``listener`` of every committed transition, and of milestones by their kind."""
         self._listeners.append(listener)
+
+    def follow(self, follower: Callable[[RunId, RoundNumber, Transition], None]) -> None:
+        """Tell ``follower`` of every committed transition, and of which round it is."""
+        self._followers.append(follower)
 
     def close(self) -> None:
         """Release the connections."""
@@ -621,6 +626,8 @@ class Store:
                 )
             )
         self._tell(transition)
+        for follower in self._followers:
+            follower(run, number, transition)
 
     def transitions(self, run: RunId) -> list[TransitionRow]:
         """Every transition of a run's rounds, in the order they were committed."""
