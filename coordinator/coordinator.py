@@ -103,7 +103,9 @@ class Coordinator:
         except ProtocolError as err:
             _refused(topic, err)
             return
-        with _about(envelope.run):
+        # What is downloaded is for the run under way.
+        of_current = isinstance(envelope.message, BlobChunk) and self._conductor is not None
+        with self._about_current() if of_current else _about(envelope.run):
             try:
                 self._handle(peer, envelope)
             except ProtocolError as err:
@@ -114,7 +116,8 @@ class Coordinator:
         if not self._called:
             self.fleet.call()
             self._called = True
-        self._downloads.tick(self._bench.now())
+        with self._about_current():
+            self._downloads.tick(self._bench.now())
         conductor = self._current()
         if self._releases is not None:
             self._releases.tick()
@@ -158,6 +161,9 @@ class Coordinator:
             )
             break
         return self._conductor
+
+    def _about_current(self) -> contextlib.AbstractContextManager[None]:
+        return _about(self._conductor.plan.run if self._conductor is not None else NO_RUN)
 
     def _handle(self, peer: str, envelope: Envelope) -> None:
         message, conductor = envelope.message, self._current()
