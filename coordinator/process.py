@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -25,7 +25,7 @@ from coordinator.federation_metrics import FederationMetrics
 from coordinator.feed import Feed, live_states
 from coordinator.inference.answer_cache import AnswerCache, MemoryStore
 from coordinator.inference.engines import Serving
-from coordinator.inference.front_desk import FrontDesk, Meter
+from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.redis_store import RedisStore
 from coordinator.inference.run_adapters import adapters_by_name, run_adapters
 from coordinator.inference.run_heads import run_heads
@@ -100,10 +100,7 @@ def run_coordinator(
     serving = serving or Serving()
     engine = serving.engine(home / "models", prefixes="" if cache in _NOT_SHARED else cache)
     with ExitStack() as stack:
-        tracing = None
-        if otel_endpoint:
-            tracing = Tracing(otel_endpoint)
-            stack.callback(tracing.close)
+        tracing = stack.enter_context(_spans(otel_endpoint))
         stack.enter_context(home_lock(home))
         exposition, answers = Exposition(), _answer_cache(cache)
         metrics = ServingMetrics(exposition)
@@ -112,10 +109,8 @@ def run_coordinator(
         engines = {engine.card.name: engine} if engine is not None else {}
         usage = UsageBook(home, now=time.time)
         stack.callback(usage.close)
-        meters: list[Meter] = [metrics, usage]
-        if tracing is not None:
-            meters.append(EngineSpans(tracing))
-        desk = FrontDesk(engines, cache=answers, meter=Meters(*meters))
+        spans = [EngineSpans(tracing)] if tracing is not None else []
+        desk = FrontDesk(engines, cache=answers, meter=Meters(metrics, usage, *spans))
         metrics.watch(desk)
         identity = Identity.load_or_create(home / "identity.key")
         audit, store = stack.enter_context(_audited_store(rows_at, home, identity, holder))
@@ -188,26 +183,14 @@ def run_coordinator(
             "broker_port": broker_port,
             "public_key": format_public(identity.public),
         }
-        used = _connections(
-            broker=broker_host,
-            serving=serving,
-            urls={"store": store_at, "vectors": vectors, "cache": cache, "traces": otel_endpoint},
-        )
-        connections = [asdict(each) for each in used]
+        urls = {"store": store_at, "vectors": vectors, "cache": cache, "traces": otel_endpoint}
+        connections = _connections(broker=broker_host, serving=serving, urls=urls)
         stack.enter_context(announced_ready(home, facts | {"connections": connections}))
         log.info("coordinator.ready", **facts)
         # Ended before the server is, which waits for answers that are under way.
         stack.callback(feed.close)
         stack.callback(texts.close)
-        look = LookInChild(home, store_at=store_at)
-        check = DailyCheck(
-            home,
-            look=look,
-            raise_one=lambda found: raise_finding(found, audit),
-            stop_looking=look.close,
-        )
-        stack.callback(check.close)
-        check.start()
+        stack.enter_context(_checked_daily(home, store_at, audit))
         texts.start()
         if engine is not None:
             # Closed before the server is, so that nobody waits for an answer that takes minutes.
@@ -219,19 +202,41 @@ def run_coordinator(
 _NOT_SHARED: Final = ("memory", "none")
 
 
-def _connections(
-    *, broker: str, serving: Serving, urls: Mapping[str, str]
-) -> list[Connection]:
+def _connections(*, broker: str, serving: Serving, urls: Mapping[str, str]) -> list[dict[str, Any]]:
     """What is used over sockets, for whoever checks it, without who may enter."""
     found = [Connection("broker", broker, tls=False, secret=False)]
     found += [
-        Connection.of_url(what, url)
-        for what, url in urls.items()
-        if url and url not in _NOT_SHARED
+        Connection.of_url(what, url) for what, url in urls.items() if url and url not in _NOT_SHARED
     ]
     nodes = [url.strip() for url in serving.upstream.split(",") if url.strip()]
     secret = bool(serving.upstream_keys)
-    return found + [Connection.of_url("node", url, secret=secret) for url in nodes]
+    found += [Connection.of_url("node", url, secret=secret) for url in nodes]
+    return [asdict(each) for each in found]
+
+
+@contextmanager
+def _spans(endpoint: str) -> Iterator[Tracing | None]:
+    """Where spans go; ``None``: nowhere."""
+    if not endpoint:
+        yield None
+        return
+    with closing(Tracing(endpoint)) as tracing:
+        yield tracing
+
+
+@contextmanager
+def _checked_daily(home: Path, store_at: str, audit: AuditLog) -> Iterator[None]:
+    """The security check, on a thread of its own for as long as this runs."""
+    look = LookInChild(home, store_at=store_at)
+    check = DailyCheck(
+        home,
+        look=look,
+        raise_one=lambda found: raise_finding(found, audit),
+        stop_looking=look.close,
+    )
+    with closing(check):
+        check.start()
+        yield
 
 
 def _answer_cache(where: str) -> AnswerCache | None:

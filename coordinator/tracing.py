@@ -127,7 +127,9 @@ class Tracing:
             finally:
                 span.set_attributes(more)
 
-    def was(self, name: str, facts: Facts, *, begun_ns: int, ended_ns: int, parent: Any = None) -> None:
+    def was(
+        self, name: str, facts: Facts, *, begun_ns: int, ended_ns: int, parent: Any = None
+    ) -> None:
         """Something that is over; below ``parent``, or what this thread or request is in."""
         span = self._tracer.start_span(
             name, context=_context(parent), attributes=facts, start_time=begun_ns
@@ -185,9 +187,7 @@ class EngineSpans:
             facts["llmos.prompt_tokens"] = what.finished.prompt_tokens
             facts["llmos.cached_tokens"] = what.finished.cached_tokens
             facts["llmos.completion_tokens"] = what.finished.completion_tokens
-        self._tracing.was(
-            "engine", facts, begun_ns=now - int(what.total_s * 1e9), ended_ns=now
-        )
+        self._tracing.was("engine", facts, begun_ns=now - int(what.total_s * 1e9), ended_ns=now)
 
     def looked_up(self, model: str, *, hit: bool) -> None:
         """An answer was looked for in the cache; one from it is served like others."""
@@ -218,9 +218,7 @@ class RoundSpans:
             span, since = self._open[of]
             if step is None:
                 return
-            self._tracing.was(
-                f"round.{step}", facts, begun_ns=since, ended_ns=now, parent=span
-            )
+            self._tracing.was(f"round.{step}", facts, begun_ns=since, ended_ns=now, parent=span)
             self._open[of] = (span, now)
             if isinstance(what, AdapterApplied | RoundFailed):
                 span.set_attribute("llmos.outcome", _outcome(what))

@@ -190,9 +190,7 @@ def clock(facts: Facts) -> Iterator[Finding]:
     if facts.now < NOT_BEFORE:
         yield Finding("clock-wrong", "clock", f"it shows {_day(facts.now)}")
     elif newest > facts.now + CLOCK_SLACK_S:
-        yield Finding(
-            "clock-wrong", "clock", "it is behind the newest record of the audit log"
-        )
+        yield Finding("clock-wrong", "clock", "it is behind the newest record of the audit log")
     if facts.is_clock_synchronised is False:
         yield Finding("clock-unsynchronised", "clock", "the kernel says that nothing sets it")
 

@@ -1,11 +1,11 @@
 """The security check once a day inside ``llmos up``.
 
-    C1  it runs on a thread of its own and works in a child process: it delays nobody, and
-        whatever becomes of it, the coordinator goes on
-    C2  a finding is raised when it is new, and again only after it was gone for a check; what was
-        raised is remembered across restarts
-    C3  what was raised is in the audit log before it is remembered: after a crash it is raised
-        twice, and never not at all
+C1  it runs on a thread of its own and works in a child process: it delays nobody, and
+    whatever becomes of it, the coordinator goes on
+C2  a finding is raised when it is new, and again only after it was gone for a check; what was
+    raised is remembered across restarts
+C3  what was raised is in the audit log before it is remembered: after a crash it is raised
+    twice, and never not at all
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ class DailyCheck:
     def _remembered(self) -> set[tuple[str, str]]:
         """What was raised; a file that says nothing sensible is as good as none."""
         try:
-            return {(str(code), str(subject)) for code, subject in json.loads(self._path.read_bytes())}
+            return {
+                (str(code), str(subject)) for code, subject in json.loads(self._path.read_bytes())
+            }
         except (OSError, ValueError, TypeError):
             return set()
 
@@ -131,7 +133,6 @@ class DailyCheck:
                     log.error("security.not_checked", code=err.code, error=str(err))
             except Exception:  # a mistake in a check must not end the checks (C1)
                 log.exception("security.not_checked")
-
 
 
 class LookInChild:

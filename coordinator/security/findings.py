@@ -1,7 +1,7 @@
 """What a security check can find: a table of stable codes, and a finding.
 
-    F1  a code is never used again for something else, and is in docs/security-checks.md
-    F2  a finding holds no secret: a place, a number, a name, never a token or a key
+F1  a code is never used again for something else, and is in docs/security-checks.md
+F2  a finding holds no secret: a place, a number, a name, never a token or a key
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ RULES: Final[dict[str, Rule]] = {
     "home-open": Rule(_WARNING, "chmod 700 the folder"),
     "secret-open": Rule(_CRITICAL, "chmod 600 the file, and replace the secret in it"),
     "file-writable": Rule(_CRITICAL, "chmod go-w, and look at what is in it"),
-    "foreign-owner": Rule(_CRITICAL, "chown it to the owner of the home, and look at what is in it"),
+    "foreign-owner": Rule(
+        _CRITICAL, "chown it to the owner of the home, and look at what is in it"
+    ),
     "admin-token-old": Rule(
         _WARNING, "remove admin.token and start the coordinator again: it makes another"
     ),
@@ -65,7 +67,9 @@ RULES: Final[dict[str, Rule]] = {
     "run-without-noise": Rule(_WARNING, 'submit it with privacy.noise = "local"'),
     "certificate-expired": Rule(_CRITICAL, "renew it"),
     "certificate-expires": Rule(_WARNING, "renew it, and see why that did not happen by itself"),
-    "certificate-weak": Rule(_WARNING, "renew it with RSA of 2048 bits or more, or an elliptic curve, and SHA-256"),
+    "certificate-weak": Rule(
+        _WARNING, "renew it with RSA of 2048 bits or more, or an elliptic curve, and SHA-256"
+    ),
     "audit-missing": Rule(_WARNING, "find out who removed the folder audit; start the coordinator"),
     "audit-damaged": Rule(_CRITICAL, "keep the folder audit as evidence; see docs/audit.md"),
     "audit-checkpoint-old": Rule(

@@ -79,7 +79,7 @@ class _Log:
     runs: dict[str, RunFact] = field(default_factory=dict)
     has_key_holder: bool | None = None
     started: bool = False
-    _submitted: dict[int, str] = field(default_factory=dict)
+    _submitted: set[int] = field(default_factory=set)
 
     def take(self, record: Record) -> None:
         """Take one more into account."""
@@ -89,16 +89,14 @@ class _Log:
         elif action is Action.KEY_ROTATED:
             self.rotated_at[subject] = float(record.at)
         elif action is Action.RUN_SUBMITTED and not facts.get("simulation"):
-            self._submitted[record.number] = subject
+            self._submitted.add(record.number)
             self.runs[subject] = RunFact(
                 run=subject,
                 min_devices=int(facts["min_devices"]),
                 scheme=str(facts["scheme"]),
                 noise=str(facts["noise"]),
             )
-        elif action in _OVER:
-            self.runs.pop(subject, None)
-        elif action is Action.NOT_DONE and facts.get("of") in self._submitted:
+        elif action in _OVER or facts.get("of") in self._submitted:
             self.runs.pop(subject, None)
         if action is Action.CHECKPOINT:
             self.fact = replace(self.fact, uncovered_since=None)
@@ -322,9 +320,7 @@ def installed_libraries() -> Iterator[Library]:
     yield from seen.values()
 
 
-def _certificates(
-    paths: Sequence[Path], unread: list[tuple[str, str]]
-) -> Iterator[Certificate]:
+def _certificates(paths: Sequence[Path], unread: list[tuple[str, str]]) -> Iterator[Certificate]:
     for path in paths:
         try:
             yield from read_certificates(path)

@@ -343,7 +343,9 @@ class Store:
     def _devices_where(
         self, condition: sa.ColumnElement[bool], limit: int | None = None
     ) -> list[Device]:
-        query = sa.select(_devices).where(condition).order_by(_spelt(self.database, _devices.c.name))
+        query = (
+            sa.select(_devices).where(condition).order_by(_spelt(self.database, _devices.c.name))
+        )
         with self.database.reading() as connection:
             return [
                 Device(DeviceId(row.name), PublicKey(row.public_key), row.joined_at)

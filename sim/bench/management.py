@@ -133,10 +133,7 @@ def fill(home: Path, *, devices: int, keys: int, rows: int) -> None:
     with store.database.writing() as connection:
         connection.execute(
             tables.devices.insert(),
-            [
-                {"name": name, "public_key": _digest(name), "joined_at": now}
-                for name in names
-            ],
+            [{"name": name, "public_key": _digest(name), "joined_at": now} for name in names],
         )
         connection.execute(
             tables.keys.insert(),
@@ -252,9 +249,7 @@ def _asked(
             process.wait()
 
 
-def _under_load(
-    client: Callable[[], httpx.Client], repeats: int, clients: int
-) -> dict[str, Any]:
+def _under_load(client: Callable[[], httpx.Client], repeats: int, clients: int) -> dict[str, Any]:
     over = threading.Event()
 
     def ask_on() -> None:

@@ -109,7 +109,7 @@ def test_slow_work_and_what_follows_it_are_about_what_their_caller_was_about(
         lambda: seen.append(about.get()), lambda _: seen.append(f"{about.get()} goes on")
     )
     about.reset(token)
-    time.run_until(never, limit_s=10.0)
+    time.run(until=never, limit_s=10.0)
     assert seen == ["a run", "a run goes on"]
 
 

@@ -86,9 +86,7 @@ def run(devices: int = 16, scheme: str = "public-key", noise: str = "local") -> 
 
 
 def certificate(days: float, bits: int = 2048, digest: str = "sha256") -> Facts:
-    return replace(
-        CLEAN, certificates=(Certificate("site.pem", NOW + days * DAY_S, bits, digest),)
-    )
+    return replace(CLEAN, certificates=(Certificate("site.pem", NOW + days * DAY_S, bits, digest),))
 
 
 def listener(host: str, *, tls: bool = False) -> Facts:

@@ -102,11 +102,10 @@ def test_it_is_raised_as_a_record_and_a_line() -> None:
 
 
 @pytest.mark.parametrize("failure", [ChildDied("gone"), ZeroDivisionError()])
-def test_whatever_becomes_of_a_check_the_next_one_comes(
-    tmp_path: Path, failure: Exception
-) -> None:
+def test_whatever_becomes_of_a_check_the_next_one_comes(tmp_path: Path, failure: Exception) -> None:
     """C1."""
-    looks, raised = iter([failure, [OLD]]), threading.Event()
+    given: list[Exception | list[Finding]] = [failure, [OLD]]
+    looks, raised = iter(given), threading.Event()
 
     def look() -> list[Finding]:
         what = next(looks, [OLD])

@@ -20,7 +20,9 @@ from coordinator.security.processes_here import (
     running,
 )
 
-HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt uid timeout inode"
+HEAD = (
+    "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt uid timeout inode"
+)
 
 
 def row(address: str, state: str, inode: int) -> str:
