@@ -111,7 +111,7 @@ def test_an_id_that_could_garble_a_terminal_is_none() -> None:
         (200, {"results": [{}]}),
         (200, {"results": [{"vulns": [{}]}, {}]}),
         (200, {"results": [None, {}]}),
-        (200, b" " * (16 * 1024 * 1024 + 1)),
+        (200, b" " * (16 * 1024 * 1024) + b'{"results": [{}, {}]}'),
     ],
     ids=["refused", "no JSON", "no table", "too few", "no id", "no result", "too long"],
 )
