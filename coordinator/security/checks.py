@@ -179,7 +179,9 @@ def backup(facts: Facts) -> Iterator[Finding]:
     if not facts.has_started:
         return
     if facts.backup_at is None:
-        yield Finding("backup-missing", "backup", "no backup of this home was ever made")
+        begun_at = facts.audit.first_record_at if facts.audit is not None else 0.0
+        if _days(facts, begun_at) >= BACKUP_DAYS:  # one that was just set up has little to lose
+            yield Finding("backup-missing", "backup", "no backup of this home was ever made")
     elif (days := _days(facts, facts.backup_at)) > BACKUP_DAYS:
         yield Finding("backup-old", "backup", f"the last one is {days} days old")
 

@@ -133,7 +133,8 @@ class AuditFact:
 
     Attributes:
         problem: The first that is not right; empty: it is whole.
-        newest_record_at: Seconds since the epoch; 0 for an empty log.
+        first_record_at: Seconds since the epoch; 0 for an empty log.
+        newest_record_at: The same.
         uncovered_since: When the first record was written that no checkpoint covers; ``None``:
             all are covered.
     """
@@ -141,6 +142,7 @@ class AuditFact:
     problem: str = ""
     newest_record_at: float = 0.0
     uncovered_since: float | None = None
+    first_record_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

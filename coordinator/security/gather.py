@@ -102,7 +102,8 @@ class _Log:
             self.fact = replace(self.fact, uncovered_since=None)
         elif self.fact.uncovered_since is None:
             self.fact = replace(self.fact, uncovered_since=float(record.at))
-        self.fact = replace(self.fact, newest_record_at=float(record.at))
+        first_at = self.fact.first_record_at or float(record.at)
+        self.fact = replace(self.fact, first_record_at=first_at, newest_record_at=float(record.at))
 
 
 def gather(

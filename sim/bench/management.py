@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from coordinator.audit.chain import Action, Checkpoint, Entry, Record, chained
+from coordinator.audit.chain import Action, Checkpoint, Entry, Facts, Record, chained
 from coordinator.audit.verify import LOG, NEWEST, verify_log
 from coordinator.federation.rounds import (
     DeviceDeclined,
@@ -299,7 +299,7 @@ def seconds_to_verify(folder: Path, records: int) -> float:
                 newest = Checkpoint.sign(identity, last, number)
                 entry = newest.entry()
             else:
-                facts = {"devices": 16, "epsilon": "1.25"}
+                facts: Facts = {"devices": 16, "epsilon": "1.25"}
                 entry = Entry(Action.ROUND_OPENED, "coordinator", f"bench/{number}", facts)
             last = chained(last, entry, number)
             file.write(last.to_line())

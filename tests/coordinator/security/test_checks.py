@@ -172,6 +172,11 @@ CASES: list[tuple[str, Facts, Facts]] = [
         replace(CLEAN, backup_at=None, has_started=False),
     ),
     (
+        "backup-missing",
+        replace(CLEAN, backup_at=None, audit=AuditFact(first_record_at=NOW - BACKUP_DAYS * DAY_S)),
+        replace(CLEAN, backup_at=None, audit=AuditFact(first_record_at=NOW - 6 * DAY_S)),
+    ),
+    (
         "backup-old",
         replace(CLEAN, backup_at=NOW - (BACKUP_DAYS + 1) * DAY_S),
         replace(CLEAN, backup_at=NOW - BACKUP_DAYS * DAY_S),

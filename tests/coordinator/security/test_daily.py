@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 from pathlib import Path
@@ -9,11 +10,15 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from coordinator import process
 from coordinator.audit.chain import Action, Entry
+from coordinator.audit.log import AuditLog
 from coordinator.audit.sink import NoAudit
 from coordinator.security.daily import REMEMBERED, DailyCheck, LookInChild, raise_finding
 from coordinator.security.findings import Finding
+from shared.crypto.identity import Identity
 from shared.errors import ChildDied, StorageError
+from tests.support.brokers import eventually
 
 OLD = Finding("backup-old", "backup", "the last one is 9 days old")
 OPEN = Finding("secret-open", "admin.token", "its mode is 644, and not 600")
@@ -156,3 +161,28 @@ def test_the_child_finds_what_is_to_be_acted_on(tmp_path: Path) -> None:
     assert {finding.code for finding in found} >= {"secret-open", "admin-token-weak"}
     assert all(finding.is_to_be_acted_on for finding in found)
     json.dumps([finding.to_json() for finding in found])
+
+
+@pytest.mark.processes
+def test_in_a_coordinator_what_is_new_is_in_its_audit_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "DailyCheck", functools.partial(DailyCheck, first_s=0.0))
+    identity = Identity.create(tmp_path / "identity.key")
+    (tmp_path / "admin.token").write_text("short")
+
+    def found() -> list[tuple[str, object]]:
+        records = audit.page(after=0, limit=100)
+        return [
+            (one.entry.subject, one.entry.facts["code"])
+            for one in records
+            if one.entry.action is Action.SECURITY_FINDING
+        ]
+
+    with (
+        AuditLog(tmp_path / "audit", identity) as audit,
+        process._checked_daily(tmp_path, "", audit),
+    ):
+        assert eventually(lambda: ("admin.token", "admin-token-weak") in found(), within_s=300)
+        assert eventually((tmp_path / REMEMBERED).exists, within_s=300)
+    assert len(found()) == len(set(found()))

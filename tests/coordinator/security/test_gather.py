@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
-from coordinator.audit.chain import Action, Entry
+from coordinator.audit.chain import Action, Entry, Fact
 from coordinator.audit.verify import LOG
 from coordinator.security.facts import Certificate, Connection, RunFact
 from coordinator.security.gather import gather, installed_libraries, read_certificates
@@ -22,7 +22,7 @@ from shared.crypto.identity import Identity
 from shared.service import home_lock, secret_token
 from tests.support.audit_logs import AT, chain, write
 
-RUN = {"min_devices": 4, "scheme": "clear", "noise": "none", "simulation": False}
+RUN: dict[str, Fact] = {"min_devices": 4, "scheme": "clear", "noise": "none", "simulation": False}
 ENTRIES = [
     Entry(Action.COORDINATOR_STARTED, "coordinator", "", {"key_holder": "abc"}),
     Entry(Action.RUN_SUBMITTED, "admin", "open", RUN),
@@ -74,6 +74,7 @@ def test_of_a_home_everything_is_gathered(home: Path) -> None:
     }
     assert facts.audit is not None
     assert (facts.audit.problem, facts.audit.uncovered_since) == ("", None)
+    assert facts.audit.first_record_at == AT + 1
     assert (facts.has_started, facts.has_key_holder, facts.backup_at) == (True, True, NOW - 5)
     assert facts.admin_token_length == 43
     assert [what for what, _ in facts.unread] == ["settings"]
