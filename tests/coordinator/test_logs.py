@@ -92,6 +92,13 @@ def ask_everything(api: httpx.Client, ready: dict[str, Any], home: Path) -> list
     api.post("/v1/tasks/classify", json={"text": MARKS["prompt"], "run": "none"})
     api.post("/v1/chat/completions", content=b"{" + MARKS["prompt"].encode())
     key = api.post("/api/v1/keys", json={"name": "notes", "days": None, "priority": 0}).json()
+    # What was taken for a name: by an admin, and by a caller who may not.
+    caller = {"Authorization": f"Bearer {key['key']}"}
+    for name in (key["key"], MARKS["prompt"]):
+        assert api.delete(f"/api/v1/keys/{name}").status_code == 404
+        assert api.get(f"/api/v1/runs/{name}").status_code == 404
+        assert api.get(f"/api/v1/runs/{name}", headers=caller).status_code == 403
+        assert api.get(f"/v1/collections/{name}").status_code >= 400
     token = api.post("/api/v1/devices/tokens", json={"valid_s": 600}).json()["token"]
     wrong = {"Authorization": f"Bearer {MARKS['wrong credential']}"}
     assert api.get("/api/v1/runs", headers=wrong).status_code == 401

@@ -74,7 +74,7 @@ def test_a_request_is_a_span_with_its_id_and_the_engine_below_it(
     assert asked.begun_ns <= engine.begun_ns <= engine.ended_ns <= asked.ended_ns
     assert engine.facts["llmos.outcome"] == answer.json()["choices"][0]["finish_reason"]
     assert engine.facts["llmos.request"] == "mine-1"
-    assert engine.facts["llmos.prompt_tokens"] == 7
+    assert engine.facts["llmos.prompt_tokens"] == answer.json()["usage"]["prompt_tokens"]
     (missing,) = receiver.named("GET /api/v1/runs/{run}")
     assert missing.facts["http.response.status_code"] == 404
     assert len(receiver.named("other unknown")) == 2
