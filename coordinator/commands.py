@@ -86,6 +86,13 @@ def start(
             help="postgresql://… for devices, keys, runs and rounds; else a file in the home.",
         ),
     ] = "",
+    otel_endpoint: Annotated[
+        str,
+        typer.Option(
+            envvar="OTEL_EXPORTER_OTLP_ENDPOINT",
+            help="http://HOST:PORT of an OTLP receiver for spans (extra 'otel'); else none are made.",
+        ),
+    ] = "",
     engine: Annotated[
         str, typer.Option(help="What runs --model: 'onnx' on the processor, 'transformers'.")
     ] = "auto",
@@ -181,6 +188,7 @@ def start(
         store_at=store,
         oidc=_oidc(oidc_issuer, oidc_client_id, oidc_roles, claim=oidc_claim, name=oidc_name),
         say=typer.echo,
+        otel_endpoint=otel_endpoint,
         serving=Serving(
             model=model,
             engine_kind=engine,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import structlog
@@ -99,29 +100,39 @@ class Coordinator:
         """Take one message; what a peer got wrong is refused and logged."""
         try:
             peer, envelope = self.fleet.open(topic, payload)
-            self._handle(peer, envelope)
         except ProtocolError as err:
-            log.warning("message.refused", topic=topic[:80], code=err.code, error=str(err))
+            _refused(topic, err)
+            return
+        # What is downloaded is for the run under way.
+        of_current = isinstance(envelope.message, BlobChunk) and self._conductor is not None
+        with self._about_current() if of_current else _about(envelope.run):
+            try:
+                self._handle(peer, envelope)
+            except ProtocolError as err:
+                _refused(topic, err)
 
     def tick(self) -> float:
         """Do what is due."""
         if not self._called:
             self.fleet.call()
             self._called = True
-        self._downloads.tick(self._bench.now())
+        with self._about_current():
+            self._downloads.tick(self._bench.now())
         conductor = self._current()
         if self._releases is not None:
             self._releases.tick()
         if conductor is None:
             return 1.0
-        conductor.advance()
+        with _about(conductor.plan.run):
+            conductor.advance()
         return TICK_S
 
     def stop_run(self, run: RunId, reason: str) -> None:
         """End a run: at once if it is under way, else before it begins."""
         current = self._current()
         if current is not None and current.plan.run == run:
-            current.stop(reason)
+            with _about(run):
+                current.stop(reason)
         elif self._store.milestones(run).keys().isdisjoint(ENDINGS):
             self._store.add_milestone(run, "stopped", {"reason": reason}, now=self._bench.now())
 
@@ -150,6 +161,9 @@ class Coordinator:
             )
             break
         return self._conductor
+
+    def _about_current(self) -> contextlib.AbstractContextManager[None]:
+        return _about(self._conductor.plan.run if self._conductor is not None else NO_RUN)
 
     def _handle(self, peer: str, envelope: Envelope) -> None:
         message, conductor = envelope.message, self._current()
@@ -236,3 +250,14 @@ class Coordinator:
 
     def _request(self, peer: str, request: BlobRequest) -> None:
         self.fleet.send(DeviceId(peer), request, run=NO_RUN, round_=NO_ROUND)
+
+
+@contextlib.contextmanager
+def _about(run: str) -> Iterator[None]:
+    """Name the run in every line of the log from here on, and below it."""
+    with structlog.contextvars.bound_contextvars(**({"run": run} if run != NO_RUN else {})):
+        yield
+
+
+def _refused(topic: str, err: ProtocolError) -> None:
+    log.warning("message.refused", topic=topic[:80], code=err.code, error=str(err))

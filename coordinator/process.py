@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -25,6 +26,7 @@ from coordinator.exposition import Exposition
 from coordinator.federation_metrics import FederationMetrics
 from coordinator.feed import Feed, live_states
 from coordinator.inference.answer_cache import AnswerCache, MemoryStore
+from coordinator.inference.engine import Engine
 from coordinator.inference.engines import Serving
 from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.live_serving import LiveServing
@@ -37,7 +39,10 @@ from coordinator.live import LiveHub
 from coordinator.people.oidc import OidcSettings, Provider, check_settings
 from coordinator.people.people import People
 from coordinator.registry.release_worker import release_maker
+from coordinator.security.daily import DailyCheck, LookInChild, raise_finding
+from coordinator.security.facts import Connection
 from coordinator.store.database import store_url
+from coordinator.tracing import EngineSpans, RoundSpans, Tracing
 from coordinator.usage import Meters, UsageBook
 from shared.actors import ActorLoop
 from shared.config import parse_address
@@ -69,6 +74,7 @@ def run_coordinator(
     store_at: str = "",
     oidc: OidcSettings | None = None,
     say: Callable[[str], None] = lambda _: None,
+    otel_endpoint: str = "",
 ) -> None:
     """Run a coordinator until SIGINT or SIGTERM. Call on the main thread.
 
@@ -91,6 +97,7 @@ def run_coordinator(
             files in the home anyway.
         oidc: A provider of identities, where people can log in; ``None``: none.
         say: Told what is for whoever started it, and for no log: where to make the first account.
+        otel_endpoint: Of an OTLP/HTTP receiver for spans; empty measures none.
 
     Raises:
         ConfigError: a port is taken, an address or key is malformed, or options of ``serving``
@@ -105,17 +112,10 @@ def run_coordinator(
     serving = serving or Serving()
     engine = serving.engine(home / "models", prefixes="" if cache in _NOT_SHARED else cache)
     with ExitStack() as stack:
+        tracing = stack.enter_context(_spans(otel_endpoint))
         stack.enter_context(home_lock(home))
-        exposition, answers = Exposition(), _answer_cache(cache)
-        metrics = ServingMetrics(exposition)
-        if answers is not None:
-            stack.callback(answers.close)
-        engines = {engine.card.name: engine} if engine is not None else {}
-        usage = UsageBook(home, now=time.time)
-        stack.callback(usage.close)
-        live_serving = LiveServing()
-        desk = FrontDesk(engines, cache=answers, meter=Meters(metrics, usage, live_serving))
-        metrics.watch(desk)
+        counted = stack.enter_context(_front_desk(engine, home, cache=cache, tracing=tracing))
+        desk, exposition = counted.desk, counted.exposition
         identity = Identity.load_or_create(home / "identity.key")
         audit, store = stack.enter_context(_audited_store(rows_at, home, identity, holder))
         kind, broker_host, broker_port = stack.enter_context(_reached(broker, home, broker_port))
@@ -141,6 +141,8 @@ def run_coordinator(
             fleet=coordinator.fleet,
             is_connected=lambda: transport.connected,
         )
+        if tracing is not None:
+            RoundSpans(tracing, store)
         texts = serve_texts(
             home,
             encoder=encoder,
@@ -152,7 +154,7 @@ def run_coordinator(
         people = People(store.people, roles=ROLES_OF_PEOPLE, audit=audit)
         stack.callback(people.close)
         feed = Feed(store, lambda: live_states(coordinator.fleet, desk, texts.services))
-        live = LiveHub(live_topics(store, coordinator.fleet, desk, live_serving).read)
+        live = LiveHub(live_topics(store, coordinator.fleet, desk, counted.serving).read)
         app = create_app(
             Services(
                 store=store,
@@ -173,7 +175,8 @@ def run_coordinator(
                 texts=texts.services,
                 audit=audit,
                 read_audit=audit,
-                management=Management(feed, usage, home / "models", live),
+                management=Management(feed, counted.usage, home / "models", live),
+                tracing=tracing,
             )
         )
         listening = stack.enter_context(served(app, port, extra="coordinator", **WEB_SOCKETS))
@@ -185,7 +188,9 @@ def run_coordinator(
             "broker_port": broker_port,
             "public_key": format_public(identity.public),
         }
-        stack.enter_context(announced_ready(home, facts))
+        urls = {"store": store_at, "vectors": vectors, "cache": cache, "traces": otel_endpoint}
+        connections = _connections(broker=broker_host, serving=serving, urls=urls)
+        stack.enter_context(announced_ready(home, facts | {"connections": connections}))
         log.info("coordinator.ready", **facts)
         if not people.has_accounts():
             say(f"make the first account: {login_address(url, people.first_link().secret)}")
@@ -193,6 +198,7 @@ def run_coordinator(
         stack.callback(feed.close)
         stack.callback(live.close)
         stack.callback(texts.close)
+        stack.enter_context(_checked_daily(home, store_at, audit))
         texts.start()
         if engine is not None:
             # Closed before the server is, so that nobody waits for an answer that takes minutes.
@@ -207,6 +213,71 @@ def login_address(url: str, link: str) -> str:
 
 
 _NOT_SHARED: Final = ("memory", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """The way to language models, and who counts what passes there."""
+
+    desk: FrontDesk
+    exposition: Exposition
+    usage: UsageBook
+    serving: LiveServing
+
+
+@contextmanager
+def _front_desk(
+    engine: Engine | None, home: Path, *, cache: str, tracing: Tracing | None
+) -> Iterator[_Counted]:
+    answers, exposition, serving = _answer_cache(cache), Exposition(), LiveServing()
+    metrics, usage = ServingMetrics(exposition), UsageBook(home, now=time.time)
+    spans = [EngineSpans(tracing)] if tracing is not None else []
+    engines = {engine.card.name: engine} if engine is not None else {}
+    meter = Meters(metrics, usage, serving, *spans)
+    desk = FrontDesk(engines, cache=answers, meter=meter)
+    metrics.watch(desk)
+    with ExitStack() as stack:
+        if answers is not None:
+            stack.callback(answers.close)
+        stack.callback(usage.close)
+        yield _Counted(desk, exposition, usage, serving)
+
+
+def _connections(*, broker: str, serving: Serving, urls: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What is used over sockets, for whoever checks it, without who may enter."""
+    found = [Connection("broker", broker, tls=False, secret=False)]
+    found += [
+        Connection.of_url(what, url) for what, url in urls.items() if url and url not in _NOT_SHARED
+    ]
+    nodes = [url.strip() for url in serving.upstream.split(",") if url.strip()]
+    secret = bool(serving.upstream_keys)
+    found += [Connection.of_url("node", url, secret=secret) for url in nodes]
+    return [asdict(each) for each in found]
+
+
+@contextmanager
+def _spans(endpoint: str) -> Iterator[Tracing | None]:
+    """Where spans go; ``None``: nowhere."""
+    if not endpoint:
+        yield None
+        return
+    with closing(Tracing(endpoint)) as tracing:
+        yield tracing
+
+
+@contextmanager
+def _checked_daily(home: Path, store_at: str, audit: AuditLog) -> Iterator[None]:
+    """The security check, on a thread of its own for as long as this runs."""
+    look = LookInChild(home, store_at=store_at)
+    check = DailyCheck(
+        home,
+        look=look,
+        raise_one=lambda found: raise_finding(found, audit),
+        stop_looking=look.close,
+    )
+    with closing(check):
+        check.start()
+        yield
 
 
 def _answer_cache(where: str) -> AnswerCache | None:

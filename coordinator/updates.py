@@ -123,7 +123,7 @@ class Updates:
             elif round_.state not in (State.OPEN, State.FIXING, State.GATHERING):
                 raise RoundClosed(f"round {round_.number} of {round_.run} is closed")
         except (RoundClosed, DuplicateUpdate, ProtocolError, NotApproved) as err:
-            log.info("update.refused", device=device, code=err.code)
+            log.info("update.refused", run=round_.run, device=device, code=err.code)
             self.answer(device, envelope, Refusal(digest, err.code, str(err)))
 
     def _check_offer(self, device: DeviceId, message: Contribution) -> None:
@@ -238,7 +238,7 @@ class Updates:
             raise  # not the update's fault: it is asked for again
         except LlmOsError as err:
             path.unlink(missing_ok=True)
-            log.warning("update.refused", device=device, code=err.code)
+            log.warning("update.refused", run=round_.run, device=device, code=err.code)
             self._commit(DeviceDeclined(device, err.code, "its update was refused"))
             self._send(device, Refusal(digest, err.code, str(err)))
             self._moved()

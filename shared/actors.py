@@ -8,6 +8,7 @@ simulation drives all of them over a virtual clock.
 
 from __future__ import annotations
 
+import contextvars
 import queue
 import threading
 import time
@@ -72,9 +73,14 @@ class ActorLoop:
         return time.time()
 
     def work(self, task: Callable[[], ResultT], done: Callable[[Future[ResultT]], None]) -> None:
-        """Run ``task`` on a worker thread and ``done`` back on the actor's thread."""
-        future = self._pool.submit(task)
-        future.add_done_callback(lambda result: self.post(lambda: done(result)))
+        """Run ``task`` on a worker thread and ``done`` back on the actor's thread.
+
+        Both see the context variables of whoever called this, so that their log lines name the
+        same run or request.
+        """
+        of_task, of_done = contextvars.copy_context(), contextvars.copy_context()
+        future = self._pool.submit(of_task.run, task)
+        future.add_done_callback(lambda result: self.post(lambda: of_done.run(done, result)))
 
     def post(self, action: Callable[[], None]) -> None:
         """Run ``action`` on the actor's thread; callable from any thread."""

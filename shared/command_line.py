@@ -20,7 +20,7 @@ Table = dict[str, tuple[str, str]]
 COMMANDS: Final[Table] = {
     "demo": ("sim.commands:demo", "The whole story on this machine, offline"),
     "sim": ("sim.commands:sim", "Simulate a fleet: sim run SCENARIO"),
-    "audit": ("", "Is the audit log whole, do models leak: audit verify, show, leak"),
+    "audit": ("", "Log, installation, models: audit verify, show, security, leak"),
     "bench": ("sim.bench.commands:bench", "Measurements: bench edge"),
     "up": ("coordinator.commands:up", "Start a coordinator with its broker"),
     "run": ("coordinator.commands:run", "Federated runs: submit, ls, show, logs, stop"),
@@ -50,6 +50,10 @@ GROUPS: Final[dict[str, Table]] = {
         "show": ("coordinator.audit.commands:show", "Who did what to the coordinator"),
         "export": ("coordinator.audit.commands:export", "The audit log as JSON lines"),
         "checkpoint": ("coordinator.audit.commands:checkpoint", "A line for an auditor to keep"),
+        "security": (
+            "coordinator.security.commands:security",
+            "Is this installation safe, and what is to be done?",
+        ),
         "leak": ("sim.audit.commands:leak", "Look for leaks: audit leak SCENARIO"),
     },
 }
@@ -103,6 +107,7 @@ _EXTRA: Final = {
     "show": "coordinator",
     "export": "coordinator",
     "checkpoint": "coordinator",
+    "security": "coordinator",
     "leak": "sim",
     "bench": "sim",
     "up": "coordinator",

@@ -8,6 +8,7 @@ at a moment that does not depend on how long it really took.
 
 from __future__ import annotations
 
+import contextvars
 import heapq
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -74,11 +75,12 @@ class VirtualBench:
 
     def work(self, task: Callable[[], ResultT], done: Callable[[Future[ResultT]], None]) -> None:
         """Start ``task`` at once; its result is there ``work_s`` virtual seconds later."""
-        future = self._pool.submit(task)
+        of_task, of_done = contextvars.copy_context(), contextvars.copy_context()
+        future = self._pool.submit(of_task.run, task)
 
         def arrived() -> None:
             wait([future])
-            done(future)
+            of_done.run(done, future)
 
         self._time.schedule(self._work_s, arrived)
 

@@ -72,6 +72,8 @@ HOMES = {
         "coordinator/registry/quantisation.py",
         "shared/models/graph_session.py",
     },
+    "opentelemetry": {"coordinator/tracing.py"},
+    "packaging": {"coordinator/security/gather.py"},
     "opacus": {
         "edge_agent/prv.py",
         "edge_agent/training/dp_sgd.py",
@@ -93,6 +95,7 @@ HOMES = {
         "coordinator/api/problems.py",
         "coordinator/api/request_ids.py",
         "coordinator/api/roles.py",
+        "coordinator/api/traced.py",
         "edge_agent/api/app.py",
         "edge_agent/api/server.py",
     },

@@ -34,6 +34,7 @@ from coordinator.api.request_ids import RequestIds
 from coordinator.api.roles import unlisted
 from coordinator.api.session import session_routes
 from coordinator.api.tasks import task_routes
+from coordinator.api.traced import Traced
 from coordinator.audit.chain import Action, Entry
 from coordinator.audit.sink import AuditSink, NoAudit, acting
 from coordinator.exposition import CONTENT_TYPE, Exposition
@@ -45,6 +46,7 @@ from coordinator.people.people import People
 from coordinator.privacy_card import read_card
 from coordinator.store.store import Store
 from coordinator.submission import MAX_PROBE_EXAMPLES, submit
+from coordinator.tracing import Tracing
 from coordinator.views import view_run
 from shared.config import read, read_json
 from shared.crypto.identity import fingerprint, format_public, parse_public
@@ -82,6 +84,7 @@ class Services:
         audit: Where it is written down what is asked for and changes no row by itself; the store
             sees to the rest.
         read_audit: The audit log; ``None``: there is none.
+        tracing: Where spans of requests go; ``None``: nowhere.
     """
 
     store: Store
@@ -103,6 +106,7 @@ class Services:
     texts: TextServices = dataclasses.field(default_factory=TextServices)
     audit: AuditSink = dataclasses.field(default_factory=NoAudit)
     read_audit: ReadAudit | None = None
+    tracing: Tracing | None = None
 
 
 class NewRun(BaseModel):
@@ -155,6 +159,8 @@ def create_app(services: Services) -> FastAPI:
         now=services.now,
     )
     app.add_middleware(Gate, identify=access.identify)
+    if services.tracing is not None:
+        app.add_middleware(Traced, tracing=services.tracing)
     app.add_middleware(RequestIds)
     app.include_router(_health(services))
     for router in (_joining(services), _devices(services), _runs(services), key_routes(access)):

@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coordinator.api import openai_errors, problems
 from coordinator.api.access import Principal
-from coordinator.api.roles import WEB_SOCKET, Allowance, Role, allowance
+from coordinator.api.roles import WEB_SOCKET, Allowance, Role, allowance, route_of
 from coordinator.audit.sink import acting
 from shared.errors import AccessDenied, NotPermitted
 
@@ -183,7 +183,10 @@ def _refusal(scope: Scope, allowed: Allowance, principal: Principal | None) -> R
             f"the role {principal.role} may not do this: it takes the role {' or '.join(taken)}"
         )
         log.info(
-            "request.refused", code=NotPermitted.code, path=path[:80], caller=principal.caller.name
+            "request.refused",
+            code=NotPermitted.code,
+            path=route_of(scope["method"], path) or "unknown",
+            caller=principal.caller.name,
         )
         return _answer(path, HTTPStatus.FORBIDDEN, NotPermitted.code, detail, roles=taken)
     return None

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from coordinator.api.roles import route_of
 from shared import errors
 
 log = structlog.get_logger()
@@ -73,7 +74,8 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(errors.LlmOsError)
     async def ours(request: Request, err: errors.LlmOsError) -> JSONResponse:
         status = status_of(type(err))
-        path = request.url.path[:80]
+        # Its line in the table: in the path itself could stand a key that was taken for a name.
+        path = route_of(request.method, request.url.path) or "unknown"
         log.info("request.refused", code=err.code, path=path, status=int(status))
         hidden = status is HTTPStatus.INTERNAL_SERVER_ERROR
         detail = status.phrase if hidden else str(err)

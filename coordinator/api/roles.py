@@ -171,6 +171,12 @@ def allowance(method: str, path: str) -> Allowance:
     )
 
 
+def route_of(method: str, path: str) -> str | None:
+    """The line of the table that a request fits, such as ``/api/v1/runs/{run}``; ``None``: none."""
+    fitting = (each for each in PERMISSIONS if each.method == method)
+    return next((each.route for each in fitting if each.pattern.fullmatch(path)), None)
+
+
 def routes_of(app: FastAPI) -> set[tuple[str, str]]:
     """Every method and path of an application, hidden ones too; of a mount, ``*`` and its path."""
     # Older versions of the framework have no such function, and list routes one by one.
@@ -179,7 +185,8 @@ def routes_of(app: FastAPI) -> set[tuple[str, str]]:
     for route in flat(app.routes):
         if isinstance(getattr(route, "original_route", route), WebSocketRoute):
             # Of one that was included, only the framework's copy knows the whole path.
-            found.add((WEB_SOCKET, getattr(route, "starlette_route", route).path))
+            whole: Any = getattr(route, "starlette_route", route)
+            found.add((WEB_SOCKET, whole.path))
             continue
         path: str = getattr(route, "path", None) or "?"
         found |= {(method, path) for method in getattr(route, "methods", None) or ["*"]}

@@ -83,6 +83,7 @@ class Action(StrEnum):
     ROUND_FAILED = "round-failed"
     RELEASE_MADE = "release-made"
     RELEASE_FAILED = "release-failed"
+    SECURITY_FINDING = "security-finding"
     NOT_DONE = "not-done"
     CHECKPOINT = "audit-checkpoint"
     REPAIRED = "audit-repaired"

@@ -49,7 +49,7 @@ from coordinator.store.tables import KEPT
 from shared.config import Table, read_json
 from shared.crypto.identity import Identity
 from shared.errors import ConfigError, DataError, LlmOsError, StorageError, UndecodableMessage
-from shared.files import appearing_file, appearing_folder, disk_errors
+from shared.files import appearing_file, appearing_folder, disk_errors, write_durably
 from shared.service import home_lock
 from shared.types import PublicKey
 from shared.wire import codec
@@ -73,7 +73,18 @@ written meanwhile is beyond both, and a record of which a part was copied is cut
 
 FOLDERS: Final = ("blobs", "updates", "collections", "audit", "usage")
 
-LEFT_OUT: Final = ("broker", "lock", "models", "probe-features", "ready.json")
+LAST: Final = "last-backup.json"
+"""In the home: when it was backed up last."""
+
+LEFT_OUT: Final = (
+    "broker",
+    "lock",
+    "models",
+    "probe-features",
+    "ready.json",
+    "findings.json",
+    LAST,
+)
 """What is made anew when it is needed. Rows (``store.db`` and its companions) are not copied as
 files."""
 
@@ -257,6 +268,20 @@ def make_backup(
         return _summary(manifest)
     finally:
         database.close()
+
+
+def note_backup(home: Path, made_at: float) -> None:
+    """Remember in ``home`` that it was backed up, if it can be written."""
+    with contextlib.suppress(StorageError):
+        write_durably(home / LAST, json.dumps({"made_at": made_at}).encode(), mode=0o600)
+
+
+def last_backup_at(home: Path) -> float | None:
+    """When ``home`` was backed up last, in seconds since the epoch; ``None``: never, as far as it knows."""
+    try:
+        return float(json.loads((home / LAST).read_bytes())["made_at"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _existing(home: Path, store_at: str) -> Database:

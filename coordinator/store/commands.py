@@ -39,12 +39,13 @@ def make(
     as_json: AsJson = False,
 ) -> None:
     """Back a coordinator up, while it runs or not, into one file that holds its secrets."""
-    from coordinator.store.backup import make_backup
+    from coordinator.store.backup import make_backup, note_backup
 
     with _progress() as watch:
         summary = make_backup(
             home.expanduser(), store_at=store, target=file, now=time.time(), watch=watch
         )
+    note_backup(home.expanduser(), summary.made_at)
     _show(summary, f"backed up into {file}", as_json=as_json)
 
 

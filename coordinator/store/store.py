@@ -196,6 +196,7 @@ class Store:
         """
         self.folder = folder
         self._listeners: list[Callable[[Transition | str], None]] = []
+        self._followers: list[Callable[[RunId, RoundNumber, Transition], None]] = []
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self.database = Database(url)
@@ -209,6 +210,10 @@ class Store:
     def subscribe(self, listener: Callable[[Transition | str], None]) -> None:
         """Tell ``listener`` of every committed transition, and of milestones by their kind."""
         self._listeners.append(listener)
+
+    def follow(self, follower: Callable[[RunId, RoundNumber, Transition], None]) -> None:
+        """Tell ``follower`` of every committed transition, and of which round it is."""
+        self._followers.append(follower)
 
     def close(self) -> None:
         """Release the connections."""
@@ -330,7 +335,7 @@ class Store:
 
     def devices_after(self, name: str = "", *, limit: int) -> list[Device]:
         """Devices that joined and come behind ``name``, by name."""
-        return self._devices_where(self._spelt(_devices.c.name) > name, limit=limit)
+        return self._devices_where(_spelt(self.database, _devices.c.name) > name, limit=limit)
 
     def count_devices(self) -> int:
         """How many have joined."""
@@ -340,16 +345,14 @@ class Store:
     def _devices_where(
         self, condition: sa.ColumnElement[bool], limit: int | None = None
     ) -> list[Device]:
-        query = sa.select(_devices).where(condition).order_by(self._spelt(_devices.c.name))
+        query = (
+            sa.select(_devices).where(condition).order_by(_spelt(self.database, _devices.c.name))
+        )
         with self.database.reading() as connection:
             return [
                 Device(DeviceId(row.name), PublicKey(row.public_key), row.joined_at)
                 for row in connection.execute(query.limit(limit))
             ]
-
-    def _spelt(self, name: sa.Column[str]) -> sa.ColumnElement[str]:
-        """A name to be ordered by its letters: PostgreSQL might order by those of a language."""
-        return name if self.database.is_sqlite else sa.collate(name, "C")
 
     # API keys
 
@@ -371,20 +374,7 @@ class Store:
 
     def api_keys(self, after: str = "", limit: int | None = None) -> list[ApiKey]:
         """All keys that were ever made, by name; or the first of those behind ``after``."""
-        name = self._spelt(_keys.c.name)
-        with self.database.reading() as connection:
-            rows = connection.execute(
-                sa.select(_keys, *[column for column in _key_roles.c if column.name != "name"])
-                .outerjoin(_key_roles, _key_roles.c.name == _keys.c.name)
-                .where(name > after)
-                .order_by(name)
-                .limit(limit)
-            )
-            # What is unknown, in a store that knew no roles, has its default.
-            return [
-                ApiKey(**{name: value for name, value in row._mapping.items() if value is not None})
-                for row in rows
-            ]
+        return read_keys(self.database, after, limit)
 
     def revoke_key(self, name: str, *, now: float) -> bool:
         """Revoke a key, unless it is already; False if there is none of this name."""
@@ -467,7 +457,7 @@ class Store:
 
         Oldest first, or newest first.
         """
-        place = sa.tuple_(_runs.c.submitted_at, self._spelt(_runs.c.run))
+        place = sa.tuple_(_runs.c.submitted_at, _spelt(self.database, _runs.c.run))
         condition: sa.ColumnElement[bool] = sa.true()
         if after is not None:
             there = sa.tuple_(sa.literal(after[0]), sa.literal(after[1]))
@@ -484,7 +474,7 @@ class Store:
     def _runs_where(
         self, condition: sa.ColumnElement[bool], limit: int | None = None, *, newest: bool = False
     ) -> list[RunRow]:
-        order = [_runs.c.submitted_at, self._spelt(_runs.c.run)]
+        order = [_runs.c.submitted_at, _spelt(self.database, _runs.c.run)]
         query = sa.select(_runs).where(condition).limit(limit)
         query = query.order_by(*(column.desc() if newest else column for column in order))
         with self.database.reading() as connection:
@@ -640,6 +630,8 @@ class Store:
                 )
             )
         self._tell(transition)
+        for follower in self._followers:
+            follower(run, number, transition)
 
     def transitions(self, run: RunId) -> list[TransitionRow]:
         """Every transition of a run's rounds, in the order they were committed."""
@@ -659,6 +651,36 @@ class Store:
                     if stored.device == device:
                         return stored.digest
         return None
+
+
+def read_keys(database: Database, after: str = "", limit: int | None = None) -> list[ApiKey]:
+    """All keys that were ever made, by name; or the first of those behind ``after``.
+
+    Raises:
+        StorageError: the database cannot be read now, or is not a store's.
+    """
+    name = _spelt(database, _keys.c.name)
+    try:
+        with database.reading() as connection:
+            rows = connection.execute(
+                sa.select(_keys, *[column for column in _key_roles.c if column.name != "name"])
+                .outerjoin(_key_roles, _key_roles.c.name == _keys.c.name)
+                .where(name > after)
+                .order_by(name)
+                .limit(limit)
+            )
+            # What is unknown, in a store that knew no roles, has its default.
+            return [
+                ApiKey(**{name: value for name, value in row._mapping.items() if value is not None})
+                for row in rows
+            ]
+    except sa.exc.ProgrammingError as err:
+        raise StorageError(f"{database.name} has not the tables of this program") from err
+
+
+def _spelt(database: Database, name: sa.Column[str]) -> sa.ColumnElement[str]:
+    """A name to be ordered by its letters: PostgreSQL might order by those of a language."""
+    return name if database.is_sqlite else sa.collate(name, "C")
 
 
 def _already_joined(name: DeviceId) -> DataError:

@@ -413,6 +413,45 @@ def _show_bars(result: dict[str, Any]) -> None:
     Console().print(table)
 
 
+@bench.command("management")
+def measure_management(
+    devices: Annotated[int, typer.Option(min=1, help="That joined.")] = 1000,
+    keys: Annotated[int, typer.Option(min=1, help="For the API.")] = 1000,
+    rows: Annotated[int, typer.Option(min=100, help="Of one run's rounds, in hundreds.")] = 10_000,
+    records: Annotated[int, typer.Option(min=2, help="Of a log that is verified.")] = 10_000,
+    repeats: Annotated[int, typer.Option(min=2, help="Requests to each route.")] = 50,
+    clients: Annotated[int, typer.Option(min=1, max=64, help="That make the load.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """The management API with much in it: every route that lists, alone and under load."""
+    from shared.logs import silence_logs
+    from sim.bench.management import bench_management
+
+    silence_logs()
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+        result = bench_management(
+            devices=devices,
+            keys=keys,
+            rows=rows,
+            records=records,
+            repeats=repeats,
+            clients=clients,
+            progress=status.update,
+        )
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    table = Table("route", title=f"{devices} devices, {keys} keys, {rows} rows")
+    for heading in ("p50 ms", "p99 ms", "p50 under load", "p99 under load"):
+        table.add_column(heading, justify="right")
+    for row in result["routes"]:
+        times = (row[when][share] for when in ("alone", "loaded") for share in ("p50", "p99"))
+        table.add_row(row["route"], *map(str, times))
+    Console().print(table)
+    typer.echo(f"{records} audit records are verified in {result['audit_verify_s']} s")
+
+
 @bench.command("answer")
 def measure_answer(
     data: Annotated[Path, typer.Option(help="Questions in SQuAD's format, English or Chinese.")],

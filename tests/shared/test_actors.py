@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,30 @@ def test_slow_work_runs_elsewhere_and_its_result_comes_home() -> None:
     loop.run(actor, mine)
     assert results == [7]
     assert threads["done"] == threading.get_ident() != threads["work"]
+
+
+def test_slow_work_and_what_follows_it_are_about_what_their_caller_was_about() -> None:
+    """Context variables go along, so that log lines name the same run."""
+    about: ContextVar[str] = ContextVar("about", default="nothing")
+    loop, actor, seen = ActorLoop(), Recorder(), list[str]()
+    mine, _ = ends(network())
+
+    def done(_: Future[None]) -> None:
+        seen.append(about.get())
+        if len(seen) == 4:
+            loop.stop()
+
+    def begin() -> None:
+        actor.on_tick = lambda: None
+        for name in ("a run", "another"):
+            token = about.set(name)
+            loop.work(lambda: seen.append(about.get()), done)
+            about.reset(token)
+
+    actor.on_tick = begin
+    loop.run(actor, mine)
+    assert sorted(seen) == ["a run", "a run", "another", "another"]
+    assert about.get() == "nothing"
 
 
 def test_an_error_in_slow_work_is_the_results() -> None:

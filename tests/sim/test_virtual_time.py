@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextvars import ContextVar
 
 import numpy as np
 import pytest
@@ -96,6 +97,20 @@ def test_slow_work_takes_its_virtual_time_however_long_it_really_takes(time: Vir
     time.bench(2.0).work(quick, done)
     time.run(until=lambda: len(arrived) == 2, limit_s=10)
     assert arrived == [(1.0, "slow"), (2.0, "quick")]
+
+
+def test_slow_work_and_what_follows_it_are_about_what_their_caller_was_about(
+    time: VirtualTime,
+) -> None:
+    about: ContextVar[str] = ContextVar("about", default="nothing")
+    seen: list[str] = []
+    token = about.set("a run")
+    time.bench(1.0).work(
+        lambda: seen.append(about.get()), lambda _: seen.append(f"{about.get()} goes on")
+    )
+    about.reset(token)
+    time.run(until=never, limit_s=10.0)
+    assert seen == ["a run", "a run goes on"]
 
 
 def test_an_error_in_slow_work_is_told_and_not_lost(time: VirtualTime) -> None:

@@ -104,28 +104,27 @@ class Api:
         self.live = LiveHub(
             live_topics(self.store, self.fleet, self.desk, serving).read, look_s=0.05
         )
-        self.app: FastAPI = create_app(
-            Services(
-                store=self.store,
-                fleet=self.fleet,
-                coordinator=self.identity.public,
-                key_holder=None,
-                broker=("127.0.0.1", 1883),
-                admin_token=TOKEN,
-                now=self.clock.now,
-                stop_run=lambda run, why: self.stopped.append((run, why)),
-                is_ready=lambda: self.ready,
-                desk=self.desk,
-                adapter_of=lambda _: b"",
-                people=self.people,
-                provider=provider,
-                metrics=exposition,
-                metrics_token=SCRAPER,
-                read_audit=NothingWritten(),
-                texts=texts or TextServices(),
-                management=Management(self.feed, self.usage, folder / "models", self.live),
-            )
+        self.services = Services(
+            store=self.store,
+            fleet=self.fleet,
+            coordinator=self.identity.public,
+            key_holder=None,
+            broker=("127.0.0.1", 1883),
+            admin_token=TOKEN,
+            now=self.clock.now,
+            stop_run=lambda run, why: self.stopped.append((run, why)),
+            is_ready=lambda: self.ready,
+            desk=self.desk,
+            adapter_of=lambda _: b"",
+            people=self.people,
+            provider=provider,
+            metrics=exposition,
+            metrics_token=SCRAPER,
+            read_audit=NothingWritten(),
+            texts=texts or TextServices(),
+            management=Management(self.feed, self.usage, folder / "models", self.live),
         )
+        self.app: FastAPI = create_app(self.services)
         self.client = TestClient(self.app, raise_server_exceptions=False)
 
     def get(self, path: str) -> Any:

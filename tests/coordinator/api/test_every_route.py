@@ -143,7 +143,9 @@ class World:
     ) -> bool:
         """Whether a web socket is accepted."""
         sent: list[str] = []
-        said = iter([{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1000}])
+        said: Iterator[Message] = iter(
+            [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1000}]
+        )
 
         async def receive() -> Message:
             return next(said)
@@ -158,8 +160,8 @@ class World:
             head.append((b"cookie", f"{SESSION_COOKIE}={cookie}".encode()))
         if origin is not None:
             head.append((b"origin", origin.encode()))
-        scope = {"type": "websocket", "scheme": "ws", "path": path, "headers": head}
-        scope |= {"query_string": b"", "subprotocols": []}
+        scope: dict[str, Any] = {"type": "websocket", "scheme": "ws", "path": path}
+        scope |= {"headers": head, "query_string": b"", "subprotocols": []}
         self.runner.run(self.api.app(scope, receive, send))
         return sent[0] == "websocket.accept"
 

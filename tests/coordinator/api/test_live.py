@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 from coordinator.api import live
 from coordinator.api.live import MALFORMED, NO_CREDENTIAL, NO_PLACE, TOO_SLOW, WEB_SOCKETS
@@ -27,7 +29,7 @@ class Served:
         self.api = api
         self.port = port
 
-    def open(self, key: str = TOKEN, **options: Any) -> ClientConnection:
+    def open(self, key: str = TOKEN, **options: Any) -> Connection:
         return connect(
             f"ws://{LOOPBACK}:{self.port}/api/v1/live",
             additional_headers={"Authorization": f"Bearer {key}"},
@@ -45,12 +47,12 @@ def world(tmp_path: Path) -> Iterator[Served]:
         api.live.close()
 
 
-def watch(socket: ClientConnection, *topics: str) -> None:
+def watch(socket: Connection, *topics: str) -> None:
     socket.send(json.dumps({"watch": topics}))
 
 
 def heard_until(
-    socket: ClientConnection,
+    socket: Connection,
     holds: Callable[[dict[str, Any]], bool],
     before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -67,7 +69,13 @@ def heard_until(
     return state
 
 
-def code_of(socket: ClientConnection) -> int:
+def until_nobody_watches(world: Served) -> None:
+    """The server hears a moment later that a client has left."""
+    while len(world.api.live._watchers) > 0:
+        time.sleep(0.01)
+
+
+def code_of(socket: Connection) -> int:
     """With what the server hangs up."""
     while True:
         try:
@@ -176,8 +184,7 @@ def test_places_are_given_back(world: Served, monkeypatch: pytest.MonkeyPatch) -
         with world.open() as socket:
             watch(socket, "fleet")
             heard_until(socket, bool)
-        while world.api.live._watchers:  # the server hears of it a moment later
-            pass
+        until_nobody_watches(world)
 
 
 def test_sockets_end_when_the_coordinator_does(world: Served) -> None:

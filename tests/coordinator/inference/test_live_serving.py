@@ -18,7 +18,9 @@ def clock() -> VirtualClock:
 
 def answer(model: str, tokens: int, *, first_s: float | None = 0.1) -> Served:
     finished = Finished("stop", prompt_tokens=3, completion_tokens=tokens)
-    return Served(model, "app", "ok", total_s=1.0, first_s=first_s, waited_s=0.0, finished=finished)
+    return Served(
+        model, "app", "stop", total_s=1.0, first_s=first_s, waited_s=0.0, finished=finished
+    )
 
 
 def test_totals_grow_and_the_rate_is_of_the_last_half_minute(clock: VirtualClock) -> None:

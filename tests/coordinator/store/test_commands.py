@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from coordinator.store.backup import last_backup_at
 from coordinator.store.store import Store
 from shared.crypto.identity import Identity, fingerprint
 from shared.types import Digest, RunId
@@ -39,8 +41,12 @@ def test_a_coordinator_goes_into_a_file_and_out_of_it(
     assert told["coordinator"] == fingerprint(Identity.load(home / "identity.key").public)
     assert told["rows"]["runs"] == 1
     assert (told["files"], llmos.err) == (2, "")
+    made_at = last_backup_at(home)
+    assert made_at is not None
+    assert datetime.fromtimestamp(made_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") == told["made_at"]
     assert llmos("restore", file, "--home", new) == 0
     assert f"restored into {new}: coordinator {told['coordinator']}" in llmos.out
+    assert last_backup_at(new) is None, "what was restored was not backed up yet"
     store = sqlite_place(new).open()
     assert [row.run for row in store.runs()] == ["run"]
     store.close()
