@@ -16,7 +16,7 @@ from coordinator.releases import MakeRelease, Releases
 from coordinator.store.store import ENDINGS, Store
 from shared.actors import Workbench
 from shared.crypto.sum_cipher import Adder
-from shared.errors import ProtocolError, RoundClosed
+from shared.errors import NotPermitted, ProtocolError, RoundClosed
 from shared.transport.transport import Transport
 from shared.types import DeviceId, Digest, PublicKey, RunId
 from shared.wire import topics
@@ -100,7 +100,7 @@ class Coordinator:
         try:
             peer, envelope = self.fleet.open(topic, payload)
             self._handle(peer, envelope)
-        except ProtocolError as err:
+        except (ProtocolError, NotPermitted) as err:
             log.warning("message.refused", topic=topic[:80], code=err.code, error=str(err))
 
     def tick(self) -> float:

@@ -32,6 +32,7 @@ class DeviceSummary(BaseModel):
     public_key: str = Field(description="As the device prints it")
     fingerprint: str = Field(examples=["SQ3A-7KXM-P2"])
     joined_at: float = Field(description="Seconds since the epoch")
+    standing: str = Field(description="trusted, quarantined or revoked", examples=["trusted"])
     state: str = Field(
         description="idle or training, as it said; away: not heard lately", examples=["idle"]
     )
@@ -93,5 +94,6 @@ def device_summary(services: Services, device: Device) -> DeviceSummary:
         public_key=format_public(device.public_key),
         fingerprint=fingerprint(device.public_key),
         joined_at=device.joined_at,
+        standing=device.standing,
         state=services.fleet.state(device.name),
     )

@@ -31,7 +31,14 @@ from coordinator.federation.rounds import (
     Transition,
 )
 from coordinator.releases import NOT_RELEASED, RELEASED
-from coordinator.store.store import ApiKey, Milestone, Store
+from coordinator.store.store import (
+    QUARANTINED,
+    REVOKED,
+    TRUSTED,
+    ApiKey,
+    Milestone,
+    Store,
+)
 from shared.config import read_json
 from shared.crypto.identity import fingerprint
 from shared.crypto.sum_cipher import Scheme
@@ -53,6 +60,12 @@ _ASKED_FOR: Final = frozenset(
     {Action.KEY_MADE, Action.KEY_ROTATED, Action.KEY_REVOKED, Action.RUN_SUBMITTED}
 )
 """Written down first; of each, the store can tell afterwards whether it was done."""
+
+_STANDINGS: Final = {
+    TRUSTED: Action.DEVICE_RELEASED,
+    QUARANTINED: Action.DEVICE_QUARANTINED,
+    REVOKED: Action.DEVICE_REVOKED,
+}
 
 _ROUNDS: Final = frozenset(
     {Action.ROUND_OPENED, Action.SUM_OPENED, Action.ROUND_APPLIED, Action.ROUND_FAILED}
@@ -79,6 +92,14 @@ class AuditedStore(Store):
         entry = Entry(Action.TOKEN_MADE, acting.get(), "", {"expires_at": int(expires_at)})
         with recorded(self._audit, entry):
             return super().new_token(expires_at=expires_at)
+
+    def set_standing(self, name: DeviceId, standing: str, reason: str, *, now: float) -> bool:
+        """As :meth:`Store.set_standing`. Raises StorageError if it cannot be written down."""
+        device = self.device(name)
+        if device is None or device.standing == REVOKED:
+            return super().set_standing(name, standing, reason, now=now)  # nothing is changed
+        with recorded(self._audit, Entry(_STANDINGS[standing], acting.get(), name)):
+            return super().set_standing(name, standing, reason, now=now)
 
     def add_key(self, key: ApiKey) -> None:
         """As :meth:`Store.add_key`. Raises StorageError if it cannot be written down."""
