@@ -414,7 +414,7 @@ def test_every_change_of_a_devices_standing_is_written_down_and_no_refused_one(
         store.join(store.new_token(expires_at=9.0), DEVICE, DEVICE_KEY, now=1.0)
         for standing in ("quarantined", "trusted", "revoked", "trusted"):
             store.set_standing(DEVICE, standing, "", now=2.0)
-    told = [record.entry.action for record in records_of(trail.folder / LOG)]
+    told = [record.entry.action for record in records_of(trail.folder / "audit" / LOG)]
     assert [action for action in told if action.startswith("device-")] == [
         "device-joined",
         "device-quarantined",
