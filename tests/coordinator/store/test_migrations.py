@@ -134,6 +134,7 @@ def test_schema_4_is_taken_over_on_both_databases(place: Place) -> None:
     run_on(
         place,
         "DROP TABLE alembic_version",
+        "DROP TABLE device_standings",
         "DROP TABLE api_key_roles",
         "UPDATE schema_version SET version = 4",
     )
@@ -254,11 +255,12 @@ def answer_of(process: subprocess.Popen[str]) -> str:
 def test_processes_that_open_an_empty_or_old_store_at_once_do_not_meet(place: Place) -> None:
     old = (
         "DROP TABLE alembic_version",
+        "DROP TABLE device_standings",
         "DROP TABLE api_key_roles",
         "DROP TABLE api_keys",
         "UPDATE schema_version SET version = 3",
     )
-    gone = ("alembic_version", "api_key_roles", "api_keys", "schema_version")
+    gone = ("alembic_version", "device_standings", "api_key_roles", "api_keys", "schema_version")
     none = [f"DROP TABLE {table}" for table in gone]
     none += [f"DROP TABLE {table.name}" for table in reversed(KEPT) if table.name not in gone]
     with openers(place, 3) as processes:
