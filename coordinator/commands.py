@@ -485,10 +485,40 @@ def list_devices(
     if as_json:
         typer.echo(json.dumps(devices))
         return
-    table = Table("device", "state", "fingerprint")
+    table = Table("device", "standing", "state", "fingerprint")
     for entry in devices:
-        table.add_row(entry["name"], escape(entry["state"]), entry["fingerprint"])
+        table.add_row(
+            entry["name"], entry["standing"], escape(entry["state"]), entry["fingerprint"]
+        )
     Console().print(table)
+
+
+@device.command("quarantine")
+def quarantine_device(
+    name: str,
+    reason: Annotated[str, typer.Option(help="Kept beside the device.")] = "by an operator",
+    home: Home = DEFAULT_HOME,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Neither invite a device nor listen to it, until it is let out."""
+    Client.of_home(home, url).post(
+        f"/api/v1/devices/{quote(name, safe='')}/quarantine", {"reason": reason}
+    )
+    typer.echo(f"{name} is quarantined")
+
+
+@device.command("release")
+def release_device(name: str, home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL) -> None:
+    """Let a device out of quarantine."""
+    Client.of_home(home, url).delete(f"/api/v1/devices/{quote(name, safe='')}/quarantine")
+    typer.echo(f"{name} is trusted again")
+
+
+@device.command("revoke")
+def revoke_device(name: str, home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL) -> None:
+    """Shut a device out for good: its name and its key may never join again."""
+    Client.of_home(home, url).delete(f"/api/v1/devices/{quote(name, safe='')}")
+    typer.echo(f"{name} is revoked")
 
 
 @key.command("add")

@@ -17,7 +17,7 @@ from coordinator.releases import MakeRelease, Releases
 from coordinator.store.store import ENDINGS, Store
 from shared.actors import Workbench
 from shared.crypto.sum_cipher import Adder
-from shared.errors import ProtocolError, RoundClosed
+from shared.errors import NotPermitted, ProtocolError, RoundClosed
 from shared.transport.transport import Transport
 from shared.types import DeviceId, Digest, PublicKey, RunId
 from shared.wire import topics
@@ -100,7 +100,7 @@ class Coordinator:
         """Take one message; what a peer got wrong is refused and logged."""
         try:
             peer, envelope = self.fleet.open(topic, payload)
-        except ProtocolError as err:
+        except (ProtocolError, NotPermitted) as err:
             _refused(topic, err)
             return
         # What is downloaded is for the run under way.
@@ -259,5 +259,5 @@ def _about(run: str) -> Iterator[None]:
         yield
 
 
-def _refused(topic: str, err: ProtocolError) -> None:
+def _refused(topic: str, err: ProtocolError | NotPermitted) -> None:
     log.warning("message.refused", topic=topic[:80], code=err.code, error=str(err))

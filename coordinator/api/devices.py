@@ -6,10 +6,12 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from fastapi import APIRouter, HTTPException
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.api.listings import DeviceSummary, device_summary
+from coordinator.store.store import QUARANTINED, REVOKED, TRUSTED
 from coordinator.views import Participation, participation
+from shared.types import DeviceId
 
 if TYPE_CHECKING:
     from coordinator.api.app import Services
@@ -23,6 +25,14 @@ class Answers(BaseModel):
 
     adapter: str = Field(description="SHA-256")
     manifest: str = Field(description="SHA-256 of the model's manifest")
+
+
+class Quarantine(BaseModel):
+    """Why a device is not to take part for now."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field(default="by an operator", max_length=500)
 
 
 class DeviceView(DeviceSummary):
@@ -58,5 +68,28 @@ def device_routes(services: Services) -> APIRouter:
             ),
             runs=[participation(services.store, row, device.name) for row in recent],
         )
+
+    def judge(name: str, standing: str, reason: str) -> dict[str, str]:
+        device = DeviceId(name)
+        if not services.store.set_standing(device, standing, reason, now=services.now()):
+            problem = f"no device {name[:64]!r} has joined, or it was revoked"
+            raise HTTPException(HTTPStatus.NOT_FOUND, problem)
+        services.fleet.set_standing(device, standing)
+        return {"name": name, "standing": standing}
+
+    @router.post("/devices/{name}/quarantine", summary="Quarantine a device")
+    def quarantine_device(name: str, body: Quarantine) -> dict[str, str]:
+        """From now on it is not invited, and what it says is dropped, until it is let out."""
+        return judge(name, QUARANTINED, body.reason)
+
+    @router.delete("/devices/{name}/quarantine", summary="Let a device out of quarantine")
+    def release_device(name: str) -> dict[str, str]:
+        """From now on it is heard and invited as before."""
+        return judge(name, TRUSTED, "")
+
+    @router.delete("/devices/{name}", summary="Revoke a device")
+    def revoke_device(name: str) -> dict[str, str]:
+        """For good: its name and its key are never taken again."""
+        return judge(name, REVOKED, "")
 
     return router

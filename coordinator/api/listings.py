@@ -34,6 +34,7 @@ class DeviceSummary(BaseModel):
     public_key: str = Field(description="As the device prints it")
     fingerprint: str = Field(examples=["SQ3A-7KXM-P2"])
     joined_at: float = Field(description="Seconds since the epoch")
+    standing: str = Field(description="trusted, quarantined or revoked", examples=["trusted"])
     state: str = Field(
         description="idle or training, as it said; away: not heard lately", examples=["idle"]
     )
@@ -96,6 +97,7 @@ def device_summary(fleet: TransportFleet, device: Device) -> DeviceSummary:
         public_key=public_key,
         fingerprint=of_it,
         joined_at=device.joined_at,
+        standing=device.standing,
         state=fleet.state(device.name),
     )
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +33,14 @@ from coordinator.federation.rounds import (
 )
 from coordinator.releases import NOT_RELEASED, RELEASED
 from coordinator.store.people import DISABLED, Person
-from coordinator.store.store import ApiKey, Milestone, Store
+from coordinator.store.store import (
+    QUARANTINED,
+    REVOKED,
+    TRUSTED,
+    ApiKey,
+    Milestone,
+    Store,
+)
 from shared.config import read_json
 from shared.crypto.identity import fingerprint
 from shared.crypto.sum_cipher import Scheme
@@ -51,8 +58,15 @@ _MILESTONES: Final = {
     NOT_RELEASED: Action.RELEASE_FAILED,
 }
 _RUN_IS_OVER: Final = frozenset({Action.RUN_FINISHED, Action.RUN_FAILED, Action.RUN_STOPPED})
+_STANDINGS: Final = {
+    TRUSTED: Action.DEVICE_RELEASED,
+    QUARANTINED: Action.DEVICE_QUARANTINED,
+    REVOKED: Action.DEVICE_REVOKED,
+}
+
 _ASKED_FOR: Final = frozenset(
     {
+        *_STANDINGS.values(),
         Action.KEY_MADE,
         Action.KEY_ROTATED,
         Action.KEY_REVOKED,
@@ -64,8 +78,12 @@ _ASKED_FOR: Final = frozenset(
 )
 """Written down first; of each, the store can tell afterwards whether it was done."""
 
-_LAST_ONLY: Final = frozenset({Action.KEY_ROTATED, Action.ROLE_CHANGED})
-"""Of these, the store can tell of a subject's last one only."""
+_LAST_ONLY: Final = (
+    frozenset({Action.KEY_ROTATED}),
+    frozenset({Action.ROLE_CHANGED}),
+    frozenset(_STANDINGS.values()),
+)
+"""Of each of these kinds, the store can tell of a subject's last one only."""
 
 _ROUNDS: Final = frozenset(
     {Action.ROUND_OPENED, Action.SUM_OPENED, Action.ROUND_APPLIED, Action.ROUND_FAILED}
@@ -92,6 +110,15 @@ class AuditedStore(Store):
         entry = Entry(Action.TOKEN_MADE, acting.get(), "", {"expires_at": int(expires_at)})
         with recorded(self._audit, entry):
             return super().new_token(expires_at=expires_at)
+
+    def set_standing(self, name: DeviceId, standing: str, reason: str, *, now: float) -> bool:
+        """As :meth:`Store.set_standing`. Raises StorageError if it cannot be written down."""
+        device = self.device(name)
+        if device is None or device.standing == REVOKED:
+            return super().set_standing(name, standing, reason, now=now)  # nothing is changed
+        facts: Facts = {"reason": _plain(reason)} if reason else {}
+        with recorded(self._audit, Entry(_STANDINGS[standing], acting.get(), name, facts)):
+            return super().set_standing(name, standing, reason, now=now)
 
     def add_key(self, key: ApiKey) -> None:
         """As :meth:`Store.add_key`. Raises StorageError if it cannot be written down."""
@@ -225,21 +252,22 @@ class Written:
             self._done = {key: number for key, number in self._done.items() if number != of}
         elif action is Action.LINK_SPENT:
             # Who was disabled may be let in again: the store cannot tell of it any more.
-            self._forget_earlier(Action.PERSON_DISABLED, subject)
+            self._forget_earlier({Action.PERSON_DISABLED}, subject)
         elif action in _ROUNDS:
             self._rounds.setdefault(subject.rpartition("/")[0], set()).add((action, subject))
         elif action in (Action.DEVICE_JOINED, *_ASKED_FOR, *_MILESTONES.values()):
             self._done[action, subject] = record.number
             if action in _ASKED_FOR:
-                if action in _LAST_ONLY:
-                    self._forget_earlier(action, subject)
+                for kind in _LAST_ONLY:
+                    if action in kind:
+                        self._forget_earlier(kind, subject)
                 self._asked[record.number] = entry
             if action in _RUN_IS_OVER:
                 self._rounds.pop(subject, None)
 
-    def _forget_earlier(self, action: Action, subject: str) -> None:
+    def _forget_earlier(self, kind: Set[Action], subject: str) -> None:
         for number, entry in list(self._asked.items()):
-            if (entry.action, entry.subject) == (action, subject):
+            if entry.action in kind and entry.subject == subject:
                 del self._asked[number]
 
     def has(self, entry: Entry) -> bool:
@@ -273,6 +301,7 @@ def catch_up(store: AuditedStore, written: Written, audit: AuditSink) -> int:
             audit.record(Entry(entry.action, entry.actor, entry.subject, {**entry.facts, **late}))
             count += 1
     keys = {key.name: key for key in store.api_keys()}
+    standings = {device.name: _STANDINGS[device.standing] for device in store.devices()}
     people = {person.name: person for person in store.people.people()}
     runs = {str(row.run) for row in store.runs()}
     for number, entry in written.asked():
@@ -290,6 +319,8 @@ def catch_up(store: AuditedStore, written: Written, audit: AuditSink) -> int:
                 done = name in people and people[name].role == entry.facts["role"]
             case Action.PERSON_DISABLED:
                 done = name in people and people[name].state == DISABLED
+            case action if action in _STANDINGS.values():
+                done = standings.get(DeviceId(name)) is action
             case _:
                 done = name in runs
         if not done:
@@ -303,6 +334,9 @@ def _in_store(store: AuditedStore, written: Written) -> Iterator[tuple[Entry, fl
     """Everything in the store that is to be in the log, and when it happened."""
     for device in store.devices():
         yield _device_joined(device.name, device.public_key), device.joined_at
+        if device.standing == REVOKED:
+            # When, the store does not say.
+            yield Entry(Action.DEVICE_REVOKED, ADMIN, device.name), device.joined_at
     for key in store.api_keys():
         yield _key_made(key, ADMIN), key.created_at
         if key.revoked_at is not None:

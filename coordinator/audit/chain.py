@@ -59,6 +59,9 @@ class Action(StrEnum):
     COORDINATOR_STOPPED = "coordinator-stopped"
     TOKEN_MADE = "token-made"  # noqa: S105  the name of an action
     DEVICE_JOINED = "device-joined"
+    DEVICE_QUARANTINED = "device-quarantined"
+    DEVICE_RELEASED = "device-released"
+    DEVICE_REVOKED = "device-revoked"
     KEY_MADE = "key-made"
     KEY_ROTATED = "key-rotated"
     KEY_REVOKED = "key-revoked"

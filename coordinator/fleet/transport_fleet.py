@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from coordinator.store.store import Device
-from shared.errors import UndecodableMessage
+from coordinator.store.store import TRUSTED, Device
+from shared.errors import NotPermitted, UndecodableMessage
 from shared.transport.transport import Transport
 from shared.types import DeviceId, PublicKey, RoundNumber, RunId
 from shared.wire import topics
@@ -34,6 +34,7 @@ class AnswersWith:
 @dataclass(slots=True)
 class _Station:
     public_key: PublicKey
+    standing: str = TRUSTED
     heard_at: float = float("-inf")
     state: str = "unknown"
     answers_with: AnswersWith | None = None
@@ -69,12 +70,12 @@ class TransportFleet:
         self._refresh()
 
     def present(self) -> list[DeviceId]:
-        """Devices heard lately and idle."""
+        """Devices heard lately, idle and trusted."""
         since = self._now() - PRESENT_S
         return [
             name
             for name, station in self._stations.items()
-            if station.heard_at >= since and station.state == "idle"
+            if station.heard_at >= since and station.state == "idle" and station.standing == TRUSTED
         ]
 
     def known(self) -> list[DeviceId]:
@@ -115,6 +116,7 @@ class TransportFleet:
         Raises:
             ProtocolError: not an envelope, an unknown peer, another peer's
                 signature, or a replay.
+            NotPermitted: it is from a device that is not trusted now.
         """
         peer = topics.peer_of(topic)
         key = self._key_of(peer) if peer is not None else None
@@ -124,7 +126,15 @@ class TransportFleet:
         station = self._stations.get(DeviceId(peer))
         if station is not None:
             station.heard_at = self._now()
+            if station.standing != TRUSTED:  # by its own fresh signature: it is really this one
+                raise NotPermitted(f"{peer} is {station.standing}")
         return peer, envelope
+
+    def set_standing(self, device: DeviceId, standing: str) -> None:
+        """Trust a device so far from now on. Safe on any thread."""
+        station = self._stations.get(device)
+        if station is not None:  # else its row says so when it first speaks
+            station.standing = standing
 
     def set_state(self, device: DeviceId, state: str) -> None:
         """Remember what a device said it is doing."""
@@ -149,4 +159,4 @@ class TransportFleet:
 
     def _refresh(self) -> None:
         for device in self._registry():
-            self._stations.setdefault(device.name, _Station(device.public_key))
+            self._stations.setdefault(device.name, _Station(device.public_key, device.standing))

@@ -30,6 +30,7 @@ from coordinator.federation.rounds import Transition
 from coordinator.store.database import Database
 from coordinator.store.migrations import migrate
 from coordinator.store.people import PeopleRows
+from coordinator.store.tables import device_standings as _standings
 from coordinator.store.tables import devices as _devices
 from coordinator.store.tables import key_roles as _key_roles
 from coordinator.store.tables import keys as _keys
@@ -70,6 +71,13 @@ class Device:
     name: DeviceId
     public_key: PublicKey
     joined_at: float
+    standing: str = "trusted"
+
+
+TRUSTED: Final = "trusted"
+QUARANTINED: Final = "quarantined"
+REVOKED: Final = "revoked"
+"""A device's standings. The last is for good: its name and key are never free again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +318,9 @@ class Store:
                 (_devices.c.name == name) | (_devices.c.public_key == public_key)
             )
         ).all()
+        revoked = sa.select(_standings.c.name).where(_standings.c.standing == REVOKED)
+        if {row.name for row in taken} & set(connection.scalars(revoked)):
+            raise AccessDenied("this device was revoked: neither its name nor its key may join")
         if not spent:
             used_by = connection.scalar(sa.select(_tokens.c.used_by).where(this))
             if used_by == name and (name, public_key) in [row[:2] for row in taken]:
@@ -337,6 +348,24 @@ class Store:
         """Devices that joined and come behind ``name``, by name."""
         return self._devices_where(_spelt(self.database, _devices.c.name) > name, limit=limit)
 
+    def set_standing(self, name: DeviceId, standing: str, reason: str, *, now: float) -> bool:
+        """Trust a device so far from now on; False if none of this name joined, or it was revoked."""
+        row = {"standing": standing, "reason": reason, "since": now}
+        with self.database.writing() as connection:
+            # Locks the device, so that nobody lets one out that is being revoked.
+            known = connection.execute(
+                _devices.update().where(_devices.c.name == name).values(name=name)
+            ).rowcount
+            this = _standings.c.name == name
+            before = connection.scalar(sa.select(_standings.c.standing).where(this))
+            if not known or before == REVOKED:
+                return False
+            if before is None:
+                connection.execute(_standings.insert().values(name=name, **row))
+            else:
+                connection.execute(_standings.update().where(this).values(row))
+            return True
+
     def count_devices(self) -> int:
         """How many have joined."""
         with self.database.reading() as connection:
@@ -346,11 +375,19 @@ class Store:
         self, condition: sa.ColumnElement[bool], limit: int | None = None
     ) -> list[Device]:
         query = (
-            sa.select(_devices).where(condition).order_by(_spelt(self.database, _devices.c.name))
+            sa.select(_devices, _standings.c.standing)
+            .outerjoin(_standings, _standings.c.name == _devices.c.name)
+            .where(condition)
+            .order_by(_spelt(self.database, _devices.c.name))
         )
         with self.database.reading() as connection:
             return [
-                Device(DeviceId(row.name), PublicKey(row.public_key), row.joined_at)
+                Device(
+                    DeviceId(row.name),
+                    PublicKey(row.public_key),
+                    row.joined_at,
+                    row.standing or TRUSTED,
+                )
                 for row in connection.execute(query.limit(limit))
             ]
 

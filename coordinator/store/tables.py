@@ -19,6 +19,16 @@ devices = sa.Table(
     sa.Column("joined_at", sa.Float, nullable=False),
 )
 
+device_standings = sa.Table(
+    "device_standings",
+    metadata,
+    sa.Column("name", sa.String(64), sa.ForeignKey("devices.name"), primary_key=True),
+    sa.Column("standing", sa.String(32), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("since", sa.Float, nullable=False),
+)
+"""How far devices are trusted; one that has no row is."""
+
 tokens = sa.Table(
     "join_tokens",
     metadata,
@@ -115,7 +125,17 @@ transitions = sa.Table(
     sa.Index("transitions_by_round", "run", "round"),
 )
 
-KEPT: Final = (devices, tokens, keys, key_roles, people, runs, milestones, transitions)
+KEPT: Final = (
+    devices,
+    device_standings,
+    tokens,
+    keys,
+    key_roles,
+    people,
+    runs,
+    milestones,
+    transitions,
+)
 """What a backup carries, each after the tables that it refers to."""
 
 PASSING: Final = (person_links, person_sessions)

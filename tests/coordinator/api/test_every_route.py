@@ -53,7 +53,10 @@ KEYS, AUDIT, PEOPLE = "/api/v1/keys", "/api/v1/audit", "/api/v1/people"
 ADMINS = (KEYS, AUDIT, PEOPLE, f"{SESSION}/first")
 MAY: dict[Role, Callable[[str, str], bool]] = {
     Role.ADMIN: lambda method, path: True,
-    Role.OPERATOR: lambda method, path: not path.startswith((*ADMINS, "/metrics")),
+    Role.OPERATOR: lambda method, path: (
+        not path.startswith((*ADMINS, "/metrics"))
+        and (method, path) != ("DELETE", "/api/v1/devices/{name}")
+    ),
     Role.VIEWER: lambda method, path: (
         (method == "GET" and not path.startswith((*ADMINS, "/metrics", "/v1/collections")))
         or (method, path) in OWN

@@ -460,3 +460,19 @@ def test_a_coordinator_that_crashes_all_the_time_leaves_the_log_of_one_that_did_
     assert logs[0] == logs[1]
     assert ("key-holder", "sum-opened", f"{TRIAL}/2") in logs[0]
     assert logs[0][-1] == ("coordinator", "run-finished", TRIAL)
+
+
+def test_every_change_of_a_devices_standing_is_written_down_and_no_refused_one(
+    trail: Trail,
+) -> None:
+    with closing(open_store(trail)) as store:
+        store.join(store.new_token(expires_at=9.0), DEVICE, DEVICE_KEY, now=1.0)
+        for standing in ("quarantined", "trusted", "revoked", "trusted"):
+            store.set_standing(DEVICE, standing, "", now=2.0)
+    told = [record.entry.action for record in records_of(trail.folder / "audit" / LOG)]
+    assert [action for action in told if action.startswith("device-")] == [
+        "device-joined",
+        "device-quarantined",
+        "device-released",
+        "device-revoked",
+    ]

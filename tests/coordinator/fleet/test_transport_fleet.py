@@ -10,7 +10,7 @@ import pytest
 from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
 from coordinator.store.store import Device, Store
 from shared.crypto.identity import Identity
-from shared.errors import BadSignature, ReplayedMessage, UndecodableMessage
+from shared.errors import BadSignature, NotPermitted, ReplayedMessage, UndecodableMessage
 from shared.transport.memory import MemoryNetwork
 from shared.types import DeviceId, RoundNumber, RunId
 from shared.wire import topics
@@ -164,3 +164,23 @@ def test_a_message_signed_with_the_coordinators_own_key_is_no_devices(s: Scene) 
     )
     with pytest.raises(UndecodableMessage):
         s.fleet.open(topics.up(s.a.name), forged)
+
+
+def test_a_device_in_quarantine_is_neither_heard_nor_invited_until_it_is_let_out(s: Scene) -> None:
+    s.fleet.open(*s.a.says(Presence("idle")))
+    s.fleet.set_state(s.a.name, "idle")
+    assert s.fleet.present() == [s.a.name]
+    s.fleet.set_standing(s.a.name, "quarantined")
+    assert s.fleet.present() == []
+    with pytest.raises(NotPermitted, match="quarantined"):
+        s.fleet.open(*s.a.says(Presence("idle")))
+    s.fleet.set_standing(s.a.name, "trusted")
+    assert s.fleet.present() == [s.a.name]
+    s.fleet.open(*s.a.says(Presence("idle")))
+
+
+def test_a_device_whose_row_says_revoked_is_not_heard_after_a_restart(s: Scene) -> None:
+    gone = Peer("gone", s.folder)
+    s.registry.append(Device(gone.name, gone.identity.public, 0.0, "revoked"))
+    with pytest.raises(NotPermitted, match="revoked"):
+        s.fleet.open(*gone.says(Presence("idle")))

@@ -360,3 +360,29 @@ def test_what_was_committed_is_read_from_a_place_on(store: Store) -> None:
     assert started.run == RUN
     assert store.milestones_of_kind("started", started.id, limit=5) == []
     assert store.progress([RUN])[RUN].round == 2
+
+
+def test_a_device_is_trusted_until_it_is_quarantined_and_again_when_let_out(store: Store) -> None:
+    a = DeviceId("a")
+    assert not store.set_standing(a, "quarantined", "odd", now=1.0)
+    store.join(store.new_token(expires_at=9.0), a, key(1), now=1.0)
+    seen = [store.devices()[0].standing]
+    for standing in ("quarantined", "trusted"):
+        assert store.set_standing(a, standing, "odd", now=2.0)
+        seen.append(store.devices()[0].standing)
+    assert seen == ["trusted", "quarantined", "trusted"]
+
+
+def test_a_revoked_device_never_comes_back_under_its_name_or_its_key(store: Store) -> None:
+    first = store.new_token(expires_at=9.0)
+    store.join(first, DeviceId("a"), key(1), now=1.0)
+    assert store.set_standing(DeviceId("a"), "revoked", "", now=2.0)
+    assert not store.set_standing(DeviceId("a"), "trusted", "", now=3.0)
+    for token, name, public in (
+        (first, "a", key(1)),
+        (store.new_token(expires_at=9.0), "b", key(1)),
+        (store.new_token(expires_at=9.0), "a", key(2)),
+    ):
+        with pytest.raises(AccessDenied, match="revoked"):
+            store.join(token, DeviceId(name), public, now=4.0)
+    assert [(d.name, d.standing) for d in store.devices()] == [("a", "revoked")]

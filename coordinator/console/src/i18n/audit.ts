@@ -22,7 +22,7 @@ export const audit = dictionary({
   "action.coordinator-started": ["Coordinator started", "协调器启动"],
   "action.coordinator-stopped": ["Coordinator stopped", "协调器停止"],
   "action.device-joined": ["Device joined", "设备加入"],
-  "action.device-let-in": ["Device let in again", "重新允许设备"],
+  "action.device-released": ["Device let out of quarantine", "解除设备隔离"],
   "action.device-quarantined": ["Device quarantined", "隔离设备"],
   "action.device-revoked": ["Device revoked", "吊销设备"],
   "action.key-made": ["Key made", "创建密钥"],
