@@ -29,12 +29,6 @@ _BATCH: Final = 1000
 JsonObject = dict[str, Any]
 
 
-class UnknownTopic(DataError):
-    """Nothing can be watched under this name."""
-
-    code = "request"
-
-
 class LiveTopics:
     """Reads topics. Driven by one thread at a time."""
 
@@ -55,7 +49,7 @@ class LiveTopics:
         elif topic in self._readers:
             found = self._readers[topic]()
         else:
-            raise UnknownTopic(f"there is no topic {topic[:64]!r}")
+            raise DataError(f"there is no topic {topic[:64]!r}")
         plain: JsonObject = without_nulls(found)
         return plain
 
