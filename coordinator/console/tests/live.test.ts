@@ -32,9 +32,11 @@ describe("the live feed", () => {
     leave();
     await settled();
     expect(socket.sent).toHaveLength(1);
+    socket.says({ topic: "runs", snapshot: { runs: {} } });
     again();
     await settled();
     expect(socket.watched).toEqual(["fleet"]);
+    expect(live.topic("runs").data).toBeNull();
     live.stop();
   });
 
@@ -72,6 +74,23 @@ describe("the live feed", () => {
     leave();
     FakeSocket.last().says({ topic: "fleet", snapshot: { at: 1 } });
     expect(live.topic("fleet").data).toBeNull();
+    live.stop();
+  });
+
+  it("keeps a topic that one page leaves and the next one watches at once", async () => {
+    const live = feed();
+    const leave = live.watch("fleet");
+    const socket = FakeSocket.last();
+    socket.open();
+    socket.says({ topic: "fleet", snapshot: { counts: { idle: 2 } } });
+    leave();
+    live.watch("fleet");
+    await settled();
+    // The set is the same, so nothing is asked for and no other snapshot comes.
+    expect(socket.sent).toHaveLength(1);
+    expect(live.topic("fleet").data).toEqual({ counts: { idle: 2 } });
+    socket.says({ topic: "fleet", patch: { counts: { idle: 3 } } });
+    expect(live.topic("fleet").data).toEqual({ counts: { idle: 3 } });
     live.stop();
   });
 

@@ -69,10 +69,7 @@ export class Live {
     return () => {
       const left = (this.watchers.get(name) ?? 1) - 1;
       if (left > 0) this.watchers.set(name, left);
-      else {
-        this.watchers.delete(name);
-        this.topics.delete(name);
-      }
+      else this.watchers.delete(name);
       this.askSoon();
     };
   }
@@ -119,6 +116,8 @@ export class Live {
     this.asking = true;
     queueMicrotask(() => {
       this.asking = false;
+      // Not earlier: where the set stays the same no other snapshot comes.
+      for (const name of this.topics.keys()) if (!this.watchers.has(name)) this.topics.delete(name);
       this.ask();
     });
   }
