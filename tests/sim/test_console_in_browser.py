@@ -72,12 +72,12 @@ def test_a_run_moves_another_is_submitted_and_a_device_revoked(
     console.picture("run-finished")
 
     # Another, by the form
-    console.open("runs", "new")
+    console.open("runs", "_new")
     job = story.scenario.job()
-    page.get_by_label("Name").fill("by-hand")
-    page.get_by_label("Base model").fill(job.model.base)
-    page.get_by_label("Rounds", exact=True).fill("1")
-    page.get_by_label("Fewest devices", exact=True).fill("3")
+    page.get_by_role("textbox", name="Name").fill("by-hand")
+    page.get_by_role("textbox", name="Base model").fill(job.model.base)
+    page.get_by_role("textbox", name="Rounds", exact=True).fill("1")
+    page.get_by_role("textbox", name="Fewest devices", exact=True).fill("3")
     page.get_by_label("File").set_input_files(str(probe_file(story, tmp_path / "probe.csv")))
     page.get_by_label("For simulated devices").check()
     console.picture("submit")

@@ -23,7 +23,7 @@ export interface PageEntry {
   icon: IconName;
   /** As coordinator/api/roles.py has it for what the page asks for. */
   roles: readonly Role[];
-  /** `rest` is what the address has behind the path: `#/runs/new` is `["new"]`. */
+  /** `rest` is what the address has behind the path: `#/runs/tickets` is `["tickets"]`. */
   show: (rest: string[]) => ReactNode;
 }
 

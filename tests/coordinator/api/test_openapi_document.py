@@ -161,9 +161,13 @@ def test_what_makes_a_thing_leads_to_what_uses_it(
             seen[case.operation.label, int(response.status_code)] += 1
             case.validate_response(response, checks=CHECKED, headers=HEADERS)
 
-    run_state_machine_as_test(
-        Visits, settings=settings(max_examples=6, stateful_step_count=12, **SETTINGS)
-    )
+    # What is visited is drawn: where a few machines have not come everywhere, more of them do.
+    for machines in (6, 12, 24):
+        run_state_machine_as_test(
+            Visits, settings=settings(max_examples=machines, stateful_step_count=12, **SETTINGS)
+        )
+        if used <= {label for label, status in seen if status == 200}:
+            break
     assert used <= {label for label, status in seen if status == 200}, sorted(seen)
     assert not [each for each in seen if each[1] >= 500]
 

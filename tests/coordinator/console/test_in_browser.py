@@ -120,7 +120,16 @@ def test_everything_can_be_read_in_chinese_and_the_choice_stays(api: Api, consol
     assert page.evaluate("document.documentElement.lang") == "zh-Hans"
     page.reload()
     page.get_by_role("heading", name="设备群").wait_for()
-    for place in ("runs", "runs/new", "models", "playground", "serving", "audit", "keys", "people"):
+    for place in (
+        "runs",
+        "runs/_new",
+        "models",
+        "playground",
+        "serving",
+        "audit",
+        "keys",
+        "people",
+    ):
         console.open(place)
         page.locator("h1").wait_for()
         text = page.locator("main").inner_text()
@@ -134,7 +143,7 @@ def test_no_page_is_wider_than_its_window(api: Api, base: str, width: int) -> No
     api.submit()
     with console_in_browser(base, viewport={"width": width, "height": 800}) as console:
         console.log_in(first_link(api))
-        places = ("fleet", "fleet/kitchen", "runs", "runs/trial", "runs/new", "models")
+        places = ("fleet", "fleet/kitchen", "runs", "runs/trial", "runs/_new", "models")
         for place in (*places, "playground", "serving", "audit", "keys", "people"):
             console.open(place)
             console.page.locator("h1").wait_for()

@@ -81,7 +81,6 @@ export const keys = dictionary({
   "key.active": ["active", "有效"],
   "key.expired": ["expired", "已过期"],
   "key.revoked": ["revoked", "已吊销"],
-  "key.quarantined": ["quarantined", "已隔离"],
   "may.admin": [
     "May do everything: keys, people, devices, runs.",
     "可以做任何事：密钥、人员、设备、运行。",

@@ -4,7 +4,7 @@ import { useState } from "react";
 import { api, part } from "../api/api";
 import type { ApiKey } from "../api/types";
 import { useAction, useListing } from "../api/use_resource";
-import { Badge, Card, Empty, PageHead, ProblemNotice, Time } from "../components/basic";
+import { Badge, Card, Empty, PageHead, ProblemNotice, Time, withCode } from "../components/basic";
 import { Button } from "../components/button";
 import { ConfirmDialog, Dialog } from "../components/dialog";
 import { CheckField, SelectField, TextField } from "../components/field";
@@ -264,19 +264,19 @@ function MakeKey(props: { onMade: (made: Made) => void; onClose: () => void }) {
           <div className="stack">
             <TextField
               label={t("keys.models")}
-              hint={t("keys.scope.hint")}
+              hint={withCode(t("keys.scope.hint"))}
               value={models}
               onChange={setModels}
             />
             <TextField
               label={t("keys.tasks")}
-              hint={t("keys.tasks.hint")}
+              hint={withCode(t("keys.tasks.hint"))}
               value={tasks}
               onChange={setTasks}
             />
             <TextField
               label={t("keys.collections")}
-              hint={t("keys.scope.hint")}
+              hint={withCode(t("keys.scope.hint"))}
               value={collections}
               onChange={setCollections}
             />

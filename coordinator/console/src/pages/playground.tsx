@@ -1,11 +1,11 @@
 /** A conversation with any model, with or without an adapter. It is kept nowhere else. */
 
-import { type KeyboardEvent, useEffect, useRef, useState } from "react";
+import { type KeyboardEvent, type ReactNode, useEffect, useRef, useState } from "react";
 import { Problem } from "../api/api";
 import { chat, type Said } from "../api/chat";
 import type { RunSummary } from "../api/types";
 import { useListing, useResource } from "../api/use_resource";
-import { Card, Empty, PageHead, ProblemNotice, Skeleton } from "../components/basic";
+import { Card, Empty, PageHead, ProblemNotice, Skeleton, withCode } from "../components/basic";
 import { Button } from "../components/button";
 import { Copy } from "../components/copy";
 import { Field, SelectField, TextField } from "../components/field";
@@ -237,14 +237,14 @@ function Conversation({ models }: { models: string[] }) {
 function Adapter(props: { value: string; onChange: (run: string) => void }) {
   const t = useText();
   const mayList = useMay("operator", "admin");
-  const common = { label: t("playground.run"), hint: t("playground.model.hint") };
+  const common = { label: t("playground.run"), hint: withCode(t("playground.model.hint")) };
   if (mayList) return <ListedAdapter {...common} {...props} />;
   return <TextField {...common} {...props} />;
 }
 
 function ListedAdapter(props: {
   label: string;
-  hint: string;
+  hint: ReactNode;
   value: string;
   onChange: (run: string) => void;
 }) {
