@@ -24,8 +24,13 @@ KEEP_ALIVE_S: Final = 5
 HEAD_BYTES: Final = 32 * 1024
 """Of a request's line and headers, while they are not whole."""
 MOST_CONNECTIONS: Final = 4096
-BACKLOG: Final = 256
-"""Connections that the event loop takes in one go, before any of them is counted."""
+BACKLOG: Final = 64
+"""Connections that the event loop takes in one go.
+
+Four times as many are open before the first of them is counted and the one whose place it takes is
+closed, and there have to be files for them: asyncio does not come back from a lack of files while
+clients wait (Python 3.11 schedules 256 new attempts for each that failed, which starves all else).
+"""
 _SHARE_OF_FILES: Final = 0.5
 
 _numbers = itertools.count()
