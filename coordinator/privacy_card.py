@@ -147,7 +147,8 @@ def _parties(plan: RunPlan) -> list[dict[str, Any]]:
         _party("coordinator", [update, sums, *_ANYBODY, "probe"], never),
         # Sums pass on the broker, signed and not encrypted, and so do adapters.
         _party("broker", [update, sums, *_ANYBODY], never),
-        _party("other_devices", ["adapter"], [*never, sums]),
+        # One that listens on the broker is a broker.
+        _party("other_devices", ["adapter"], never),
     ]
     if hidden:
         parties.insert(2, _party("key_holder", ["round_key", sums, "participation"], ["records"]))

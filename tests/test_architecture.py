@@ -97,6 +97,7 @@ HOMES = {
         "coordinator/api/problems.py",
         "coordinator/api/request_ids.py",
         "coordinator/api/roles.py",
+        "coordinator/api/safe_headers.py",
         "coordinator/api/traced.py",
         "edge_agent/api/app.py",
         "edge_agent/api/server.py",

@@ -32,6 +32,7 @@ from coordinator.api.openapi_document import openapi_document
 from coordinator.api.people import people_routes
 from coordinator.api.request_ids import RequestIds
 from coordinator.api.roles import unlisted
+from coordinator.api.safe_headers import SafeHeaders
 from coordinator.api.session import session_routes
 from coordinator.api.tasks import task_routes
 from coordinator.api.traced import Traced
@@ -161,6 +162,7 @@ def create_app(services: Services) -> FastAPI:
     app.add_middleware(Gate, identify=access.identify)
     if services.tracing is not None:
         app.add_middleware(Traced, tracing=services.tracing)
+    app.add_middleware(SafeHeaders)
     app.add_middleware(RequestIds)
     app.include_router(_health(services))
     for router in (_joining(services), _devices(services), _runs(services), key_routes(access)):

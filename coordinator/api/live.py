@@ -43,7 +43,7 @@ MESSAGE_BYTES: Final = 16 * 1024
 """Of what a client says at once."""
 
 WEB_SOCKETS: Final[dict[str, Any]] = {
-    "ws": "websockets-sansio",
+    "ws": "coordinator.api.sockets:BoundedSocket",
     "ws_max_size": MESSAGE_BYTES,
     "ws_ping_interval": 20.0,
     "ws_ping_timeout": 20.0,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import itertools
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -213,3 +217,41 @@ def test_whoever_may_not_watch_is_refused_before_anything_is_opened(world: Serve
         with pytest.raises(InvalidStatus) as caught:
             world.open(key)
         assert caught.value.response.status_code == 403
+
+
+def test_who_takes_nothing_is_hung_up_on_and_what_waits_for_it_is_dropped(
+    world: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W2: a megabyte changes at every look, and the client reads none of it."""
+    monkeypatch.setattr(live, "STALLED_S", 0.2)
+    monkeypatch.setattr(live, "CHECK_S", 0.1)
+    looks = itertools.count()
+    monkeypatch.setattr(world.api.live, "_read", lambda _: {"all": f"{next(looks):08}" * 125_000})
+    lazy = socket.create_connection((LOOPBACK, world.port), timeout=WAIT_S)
+    key = base64.b64encode(b"0" * 16).decode()
+    head = [
+        "GET /api/v1/live HTTP/1.1",
+        "Host: here",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Authorization: Bearer {TOKEN}",
+        f"Sec-WebSocket-Key: {key}",
+        "Sec-WebSocket-Version: 13",
+    ]
+    with lazy:
+        lazy.sendall("\r\n".join([*head, "", ""]).encode())
+        assert lazy.recv(12) == b"HTTP/1.1 101"
+        said = json.dumps({"watch": ["fleet"]}).encode()
+        mask = bytes(4)  # of zeros: what is said stays as it is
+        lazy.sendall(bytes([0x81, 0x80 | len(said)]) + mask + said)
+        while next(looks) < 5:  # it is watched
+            time.sleep(0.01)
+        until_nobody_watches(world)
+        sent = 0
+        with contextlib.suppress(ConnectionResetError):
+            while more := lazy.recv(1_000_000):
+                sent += len(more)
+        assert sent < 30_000_000
+    with world.open(max_size=None) as socket_:
+        watch(socket_, "fleet")
+        assert heard_until(socket_, bool), "others are served"

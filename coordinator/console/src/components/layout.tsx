@@ -12,6 +12,7 @@ import type { PageEntry } from "../pages";
 import { Button } from "./button";
 import { Dialog } from "./dialog";
 import { Icon } from "./icon";
+import { PasswordDialog } from "./password";
 
 const IN_BOTTOM_BAR = 4;
 
@@ -68,7 +69,8 @@ function Foot() {
   const session = useSession();
   const status = useLiveStatus();
   const leaving = useAction(() => logOut(session));
-  const { name, role } = session.data ?? {};
+  const [changing, setChanging] = useState(false);
+  const { name, role, kind } = session.data ?? {};
   return (
     <div className="sidebar-foot">
       <span className="status" data-status={status} role="status">
@@ -83,11 +85,17 @@ function Foot() {
           >
             {name} <span className="soft">{code("role", role ?? "")}</span>
           </span>
+          {kind === "person" && (
+            <Button kind="quiet" onClick={() => setChanging(true)}>
+              {t("login.change")}
+            </Button>
+          )}
           <Button kind="quiet" busy={leaving.busy} onClick={leaving.run}>
             {t("common.log-out")}
           </Button>
         </div>
       )}
+      {changing && <PasswordDialog onClose={() => setChanging(false)} />}
     </div>
   );
 }

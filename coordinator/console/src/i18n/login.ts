@@ -39,5 +39,10 @@ export const login = dictionary({
     "It was used, has expired, or is incomplete. Ask an administrator for a new one, or run",
     "链接已被使用、已过期或不完整。请向管理员索取新链接，或运行",
   ],
+  "login.change": ["Change password", "修改密码"],
+  "login.change.about": ["Your other sessions end at once.", "您的其他会话会立即结束。"],
+  "login.change.old": ["Present password", "当前密码"],
+  "login.change.new": ["New password", "新密码"],
+  "login.change.done": ["The password is changed", "密码已修改"],
   "login.instead": ["Log in with a password instead", "改用密码登录"],
 });
