@@ -170,7 +170,12 @@ ROUND = {
 }
 SUMMARY = {"run": "trial", "state": "running", "round": 1, "rounds": 2, "accuracy": {"": 0.5}}
 VIEW = {"run": "trial", "state": "running", "reason": "", "rounds": [ROUND]}
-JOINED = {"name": "kitchen", "state": "idle", "fingerprint": "ABCD-EFGH"}
+JOINED = {
+    "name": "kitchen",
+    "standing": "trusted",
+    "state": "idle",
+    "fingerprint": "ABCD-EFGH",
+}
 WITHOUT_RESULT = ROUND | {"accuracy": {}, "loss": None, "saturated": None, "state": "open"}
 
 

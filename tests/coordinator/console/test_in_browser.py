@@ -82,7 +82,7 @@ def test_a_key_is_made_used_and_revoked(api: Api, console: Console) -> None:
     page.get_by_label("Name").fill("till")
     page.get_by_label("Days that it is valid").fill("")  # the clock here is not the browser's
     page.get_by_role("button", name="Make the key").click()
-    secret = page.locator("dialog code").inner_text()
+    secret = page.get_by_role("dialog", name="The secret of till").locator("code").inner_text()
     assert api.ask(secret).status_code == 200
     page.get_by_role("button", name="I have kept it").click()
     assert secret not in page.content()
