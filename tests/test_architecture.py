@@ -130,7 +130,7 @@ HOMES = {
         "shared/models/pytorch.py",
         "sim/bench/serving_baselines.py",
     },
-    "uvicorn": {"shared/http_connections.py", "shared/loopback.py"},
+    "uvicorn": {"coordinator/api/sockets.py", "shared/http_connections.py", "shared/loopback.py"},
     "wandb": {"sim/wandb_child.py"},
 }
 """The modules that may name a foreign library: when it changes, they change and no other."""
