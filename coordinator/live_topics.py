@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from coordinator.federation.rounds import Invited
 from coordinator.merge_patch import without_nulls
 from coordinator.privacy_card import PrivacyCard, privacy_card
 from coordinator.store.store import ENDINGS, Store, TransitionRow
@@ -18,7 +17,7 @@ from coordinator.views import RoundView, summarise_runs, view_round
 from shared.config import read_json
 from shared.errors import DataError
 from shared.job import RunPlan
-from shared.types import RunId
+from shared.types import RoundNumber, RunId
 
 MOST_DEVICES: Final = 1000
 MOST_RUNS: Final = 50
@@ -81,6 +80,8 @@ class _RunTail:
         self._plan = read_json(RunPlan, plan, source=f"plan of {run}")
         self._place = (0, 0)
         self._last: list[TransitionRow] = []
+        """Rows of the last round, out of which its view is made anew when there are more."""
+        self._view: RoundView | None = None
         self._rounds: dict[str, JsonObject] = {}
         self._card = PrivacyCard(self._plan)
 
@@ -91,14 +92,13 @@ class _RunTail:
                 assert isinstance(stored.what, TransitionRow)
                 self._take(stored.what)
                 self._place = (int(stored.what.round), stored.id)
-        if self._last:
             self._fold()
         facts: JsonObject = {
             "rounds": dict(self._rounds),
             "privacy": privacy_card(self._card, self._store, self._run),
         }
-        if self._last and state not in ENDINGS:
-            facts["now"] = self._now()
+        if self._view is not None and state not in ENDINGS:
+            facts["now"] = self._now(self._view)
         return facts
 
     def _take(self, row: TransitionRow) -> None:
@@ -109,26 +109,17 @@ class _RunTail:
         self._card.take(row)
 
     def _fold(self) -> None:
-        view = view_round(int(self._last[0].round), self._last)
-        self._rounds[str(view.round)] = dataclasses.asdict(view)
+        self._view = view_round(int(self._last[0].round), self._last)
+        self._rounds[str(self._view.round)] = dataclasses.asdict(self._view)
 
-    def _now(self) -> JsonObject:
-        view: RoundView = view_round(int(self._last[0].round), self._last)
-        cohort = next(
-            (
-                len(row.transition.cohort)
-                for row in self._last
-                if isinstance(row.transition, Invited)
-            ),
-            0,
-        )
+    def _now(self, view: RoundView) -> JsonObject:
         return {
             "round": view.round,
             "state": str(view.state),
-            "cohort": cohort,
+            "cohort": view.invited,
             "committed": view.committed,
             "declined": len(view.declined),
             "updates": view.reported,
-            "bytes": self._store.spooled_bytes(self._run, self._last[0].round),
+            "bytes": self._store.spooled_bytes(self._run, RoundNumber(view.round)),
             "changed_at": view.changed_at,
         }

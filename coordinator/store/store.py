@@ -64,6 +64,12 @@ _KINDS: Final[dict[str, type]] = {
 _ROW_LIMIT_BYTES: Final = 16 * 1024 * 1024
 
 
+TRUSTED: Final = "trusted"
+QUARANTINED: Final = "quarantined"
+REVOKED: Final = "revoked"
+"""A device's standings. The last is for good: its name and key are never free again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """A device that joined."""
@@ -71,13 +77,7 @@ class Device:
     name: DeviceId
     public_key: PublicKey
     joined_at: float
-    standing: str = "trusted"
-
-
-TRUSTED: Final = "trusted"
-QUARANTINED: Final = "quarantined"
-REVOKED: Final = "revoked"
-"""A device's standings. The last is for good: its name and key are never free again."""
+    standing: str = TRUSTED
 
 
 @dataclass(frozen=True, slots=True)
