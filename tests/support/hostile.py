@@ -235,6 +235,11 @@ class Route:
     path: str
     takes_body: bool
 
+    @property
+    def can_refuse(self) -> bool:
+        """Whether it asks for anything that can be wrong, or changes nothing."""
+        return self.takes_body or "{" in self.path or self.method == "GET"
+
 
 def routes_of(openapi: Mapping[str, Any]) -> list[Route]:
     """Every operation that an OpenAPI document describes."""
@@ -256,7 +261,8 @@ class RawRequest:
 def hostile_request(rng: Random, route: Route, token: str) -> RawRequest:
     """One request that no client of ours sends; it changes nothing even with the token.
 
-    No body is one that a route accepts, and no path names anything that exists.
+    No body is one that a route accepts, and no path names anything that exists: so for routes
+    that can refuse.
     """
     name = rng.choice(
         [
