@@ -86,6 +86,13 @@ def start(
             help="postgresql://… for devices, keys, runs and rounds; else a file in the home.",
         ),
     ] = "",
+    watch: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="LLMOS_WATCH",
+            help="TOML file with the rules for alarms, a webhook and quarantine; else HOME/watch.toml.",
+        ),
+    ] = None,
     otel_endpoint: Annotated[
         str,
         typer.Option(
@@ -188,6 +195,7 @@ def start(
         store_at=store,
         oidc=_oidc(oidc_issuer, oidc_client_id, oidc_roles, claim=oidc_claim, name=oidc_name),
         say=typer.echo,
+        watch_file=watch.expanduser() if watch is not None else None,
         otel_endpoint=otel_endpoint,
         serving=Serving(
             model=model,

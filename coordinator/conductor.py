@@ -51,6 +51,7 @@ from coordinator.probe import MakeModel, Probe, prepare_probe
 from coordinator.store.store import ENDINGS, RunRow, Store, by_round
 from coordinator.submission import read_probe
 from coordinator.updates import Updates
+from coordinator.watch.sightings import NoSightings, Sightings
 from shared.actors import Workbench
 from shared.config import read_json
 from shared.crypto.sum_cipher import Adder, Scheme
@@ -151,8 +152,9 @@ class Conductor:
         bench: Workbench,
         adder: Adder,
         make_model: MakeModel,
+        watch: Sightings | None = None,
     ) -> None:
-        """Stand where the run's rows say it stood."""
+        """Stand where the run's rows say it stood; ``watch`` is told which updates are refused."""
         self.plan = read_json(RunPlan, row.plan, source=f"plan of {row.run}")
         self._row = row
         self._store = store
@@ -161,6 +163,7 @@ class Conductor:
         self._bench = bench
         self._adder = adder
         self._make_model = make_model
+        self._watch = watch or NoSightings()
         self._probe: Probe | None = None
         self._preparing: Future[_Prepared] | None = None
         self._judging: _Judging | None = None
@@ -727,6 +730,7 @@ class Conductor:
             adder=self._adder,
             commit=self._commit,
             moved=self.advance,
+            watch=self._watch,
         )
 
     def _settle(self, round_: Round) -> None:

@@ -15,9 +15,10 @@ from coordinator.inference.questions import Questions
 from coordinator.probe import MakeModel
 from coordinator.releases import MakeRelease, Releases
 from coordinator.store.store import ENDINGS, Store
+from coordinator.watch.sightings import NoSightings, Sightings
 from shared.actors import Workbench
 from shared.crypto.sum_cipher import Adder
-from shared.errors import NotPermitted, ProtocolError, RoundClosed
+from shared.errors import MalformedMessage, NotPermitted, ProtocolError, RoundClosed
 from shared.transport.transport import Transport
 from shared.types import DeviceId, Digest, PublicKey, RunId
 from shared.wire import topics
@@ -60,6 +61,7 @@ class Coordinator:
         make_model: MakeModel,
         make_release: MakeRelease | None = None,
         desk: FrontDesk | None = None,
+        watch: Sightings | None = None,
     ) -> None:
         """Conduct what the store holds.
 
@@ -73,11 +75,13 @@ class Coordinator:
             make_model: Base models for judging.
             make_release: Makes what devices answer with; None releases nothing.
             desk: The way to the model that answers devices' questions; None refuses them.
+            watch: Told what is refused; None tells nobody.
         """
         self._store = store
         self._bench = bench
         self._adder = adder
         self._make_model = make_model
+        self._watch = watch or NoSightings()
         self.fleet = TransportFleet(
             transport, post, key_holder=key_holder, devices=store.devices, now=bench.now
         )
@@ -101,7 +105,7 @@ class Coordinator:
         try:
             peer, envelope = self.fleet.open(topic, payload)
         except (ProtocolError, NotPermitted) as err:
-            _refused(topic, err)
+            self._refused(topic, err, by_itself=isinstance(err, MalformedMessage))
             return
         # What is downloaded is for the run under way.
         of_current = isinstance(envelope.message, BlobChunk) and self._conductor is not None
@@ -109,7 +113,7 @@ class Coordinator:
             try:
                 self._handle(peer, envelope)
             except ProtocolError as err:
-                _refused(topic, err)
+                self._refused(topic, err, by_itself=True)
 
     def tick(self) -> float:
         """Do what is due."""
@@ -158,6 +162,7 @@ class Coordinator:
                 bench=self._bench,
                 adder=self._adder,
                 make_model=self._make_model,
+                watch=self._watch,
             )
             break
         return self._conductor
@@ -251,13 +256,13 @@ class Coordinator:
     def _request(self, peer: str, request: BlobRequest) -> None:
         self.fleet.send(DeviceId(peer), request, run=NO_RUN, round_=NO_ROUND)
 
+    def _refused(self, topic: str, err: ProtocolError | NotPermitted, *, by_itself: bool) -> None:
+        log.warning("message.refused", topic=topic[:80], code=err.code, error=str(err))
+        self._watch.message_refused(topics.peer_of(topic), err, by_itself=by_itself)
+
 
 @contextlib.contextmanager
 def _about(run: str) -> Iterator[None]:
     """Name the run in every line of the log from here on, and below it."""
     with structlog.contextvars.bound_contextvars(**({"run": run} if run != NO_RUN else {})):
         yield
-
-
-def _refused(topic: str, err: ProtocolError | NotPermitted) -> None:
-    log.warning("message.refused", topic=topic[:80], code=err.code, error=str(err))

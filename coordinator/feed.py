@@ -26,6 +26,7 @@ import structlog
 from coordinator.fleet.transport_fleet import TransportFleet
 from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.text_services import TextServices
+from coordinator.store.alarms import AlarmRows
 from coordinator.store.store import Store, StoredRow, TransitionRow
 from coordinator.views import milestone_event, transition_event
 
@@ -36,6 +37,7 @@ ROOM: Final = 1000
 """Events that a listener may be behind."""
 LOOK_S: Final = 1.0
 """Between two looks at devices and models."""
+MOST_ALARMS: Final = 100
 _BATCH: Final = 200
 
 Place = tuple[int, int]
@@ -49,7 +51,7 @@ class Told:
     """One event.
 
     Attributes:
-        kind: ``begin``, ``run``, ``device``, ``engine``, ``beat`` or ``end``.
+        kind: ``begin``, ``run``, ``device``, ``engine``, ``alarm``, ``beat`` or ``end``.
         text: What it tells, as JSON.
         place: Behind it, for ``begin`` and what is in rows; ``None`` for what is not.
     """
@@ -232,8 +234,10 @@ class Feed:
                 loop.call_soon_threadsafe(step)
 
 
-def live_states(fleet: TransportFleet, desk: FrontDesk, texts: TextServices) -> LiveStates:
-    """What devices and models do now."""
+def live_states(
+    fleet: TransportFleet, desk: FrontDesk, texts: TextServices, alarms: AlarmRows
+) -> LiveStates:
+    """What devices and models do now, and what alarms there are that nobody acknowledged."""
     states: dict[str, tuple[str, Mapping[str, Any]]] = {
         f"device {name}": ("device", {"device": name, "state": fleet.state(name)})
         for name in fleet.known()
@@ -245,6 +249,10 @@ def live_states(fleet: TransportFleet, desk: FrontDesk, texts: TextServices) -> 
     for name, state, reason in cards:
         facts = {"model": name, "state": state, "reason": reason}
         states[f"engine {name}"] = ("engine", facts)
+    for alarm in alarms.alarms(limit=MOST_ALARMS, only_open=True):
+        about = f"{alarm.subject_kind} {alarm.subject}".strip()
+        told = {"alarm": alarm.id, "rule": alarm.rule, "about": about, "count": alarm.count}
+        states[f"alarm {alarm.id}"] = ("alarm", told | {"severity": alarm.severity})
     return states
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import structlog
 
+from coordinator.api.alarms import alarm_view
 from coordinator.api.app import Services, create_app
 from coordinator.api.live import WEB_SOCKETS, live_topics
 from coordinator.api.management import Management
@@ -25,6 +26,8 @@ from coordinator.coordinator import Coordinator
 from coordinator.exposition import Exposition
 from coordinator.federation_metrics import FederationMetrics
 from coordinator.feed import Feed, live_states
+from coordinator.fleet.standings import quarantine_trusted
+from coordinator.fleet.transport_fleet import TransportFleet
 from coordinator.inference.answer_cache import AnswerCache, MemoryStore
 from coordinator.inference.engine import Engine
 from coordinator.inference.engines import Serving
@@ -41,9 +44,16 @@ from coordinator.people.people import People
 from coordinator.registry.release_worker import release_maker
 from coordinator.security.daily import DailyCheck, LookInChild, raise_finding
 from coordinator.security.facts import Connection
+from coordinator.security.findings import Finding
 from coordinator.store.database import store_url
+from coordinator.store.store import Store
 from coordinator.tracing import EngineSpans, RoundSpans, Tracing
 from coordinator.usage import Meters, UsageBook
+from coordinator.watch.metrics import show_alarms
+from coordinator.watch.rules import About, Severity
+from coordinator.watch.settings import Watching, read_watching
+from coordinator.watch.watch import Quarantine, Watch
+from coordinator.watch.webhook import Webhook, webhook_secret
 from shared.actors import ActorLoop
 from shared.config import parse_address
 from shared.crypto.identity import Identity, fingerprint, format_public, parse_public
@@ -53,7 +63,7 @@ from shared.loopback import LOOPBACK, served
 from shared.models.model_worker import ModelWorker
 from shared.service import announced_ready, home_lock, secret_token, serve
 from shared.transport.mqtt import MqttTransport
-from shared.types import PublicKey
+from shared.types import DeviceId, PublicKey
 from shared.wire.envelope import Post
 
 log = structlog.get_logger()
@@ -75,6 +85,7 @@ def run_coordinator(
     oidc: OidcSettings | None = None,
     say: Callable[[str], None] = lambda _: None,
     otel_endpoint: str = "",
+    watch_file: Path | None = None,
 ) -> None:
     """Run a coordinator until SIGINT or SIGTERM. Call on the main thread.
 
@@ -98,6 +109,8 @@ def run_coordinator(
         oidc: A provider of identities, where people can log in; ``None``: none.
         say: Told what is for whoever started it, and for no log: where to make the first account.
         otel_endpoint: Of an OTLP/HTTP receiver for spans; empty measures none.
+        watch_file: Settings of :mod:`coordinator.watch.settings`; ``None``: ``watch.toml`` in the
+            home, if there is one.
 
     Raises:
         ConfigError: a port is taken, an address or key is malformed, or options of ``serving``
@@ -108,16 +121,21 @@ def run_coordinator(
     """
     holder = parse_public(key_holder) if key_holder else None
     rows_at = store_url(store_at, home)
+    watching = read_watching(home, watch_file)
     provider = _provider(oidc)
     serving = serving or Serving()
     engine = serving.engine(home / "models", prefixes="" if cache in _NOT_SHARED else cache)
     with ExitStack() as stack:
         tracing = stack.enter_context(_spans(otel_endpoint))
         stack.enter_context(home_lock(home))
-        counted = stack.enter_context(_front_desk(engine, home, cache=cache, tracing=tracing))
-        desk, exposition = counted.desk, counted.exposition
         identity = Identity.load_or_create(home / "identity.key")
         audit, store = stack.enter_context(_audited_store(rows_at, home, identity, holder))
+        watch = stack.enter_context(_watched(watching, home, store, audit))
+        counted = stack.enter_context(
+            _front_desk(engine, home, cache=cache, watch=watch, tracing=tracing)
+        )
+        desk, exposition = counted.desk, counted.exposition
+        show_alarms(exposition, watch, store.alarms)
         kind, broker_host, broker_port = stack.enter_context(_reached(broker, home, broker_port))
         transport = MqttTransport(
             broker_host, broker_port, f"coordinator-{fingerprint(identity.public)}"
@@ -134,7 +152,10 @@ def run_coordinator(
             make_model=ModelWorker,
             make_release=release_maker(home / "models"),
             desk=desk,
+            watch=watch,
         )
+        if watching.quarantine_devices:
+            watch.let_quarantine(About.DEVICE, _devices_quarantined(store, coordinator.fleet))
         FederationMetrics(
             exposition,
             store=store,
@@ -153,7 +174,9 @@ def run_coordinator(
         )
         people = People(store.people, roles=ROLES_OF_PEOPLE, audit=audit)
         stack.callback(people.close)
-        feed = Feed(store, lambda: live_states(coordinator.fleet, desk, texts.services))
+        feed = Feed(
+            store, lambda: live_states(coordinator.fleet, desk, texts.services, store.alarms)
+        )
         live = LiveHub(live_topics(store, coordinator.fleet, desk, counted.serving).read)
         app = create_app(
             Services(
@@ -177,6 +200,7 @@ def run_coordinator(
                 read_audit=audit,
                 management=Management(feed, counted.usage, home / "models", live),
                 tracing=tracing,
+                watch=watch,
             )
         )
         listening = stack.enter_context(served(app, port, extra="coordinator", **WEB_SOCKETS))
@@ -198,7 +222,7 @@ def run_coordinator(
         stack.callback(feed.close)
         stack.callback(live.close)
         stack.callback(texts.close)
-        stack.enter_context(_checked_daily(home, store_at, audit))
+        stack.enter_context(_checked_daily(home, store_at, audit, watch))
         texts.start()
         if engine is not None:
             # Closed before the server is, so that nobody waits for an answer that takes minutes.
@@ -227,13 +251,13 @@ class _Counted:
 
 @contextmanager
 def _front_desk(
-    engine: Engine | None, home: Path, *, cache: str, tracing: Tracing | None
+    engine: Engine | None, home: Path, *, cache: str, watch: Watch, tracing: Tracing | None
 ) -> Iterator[_Counted]:
     answers, exposition, serving = _answer_cache(cache), Exposition(), LiveServing()
     metrics, usage = ServingMetrics(exposition), UsageBook(home, now=time.time)
     spans = [EngineSpans(tracing)] if tracing is not None else []
     engines = {engine.card.name: engine} if engine is not None else {}
-    meter = Meters(metrics, usage, serving, *spans)
+    meter = Meters(metrics, usage, serving, watch, *spans)
     desk = FrontDesk(engines, cache=answers, meter=meter)
     metrics.watch(desk)
     with ExitStack() as stack:
@@ -266,18 +290,58 @@ def _spans(endpoint: str) -> Iterator[Tracing | None]:
 
 
 @contextmanager
-def _checked_daily(home: Path, store_at: str, audit: AuditLog) -> Iterator[None]:
+def _checked_daily(home: Path, store_at: str, audit: AuditLog, watch: Watch) -> Iterator[None]:
     """The security check, on a thread of its own for as long as this runs."""
     look = LookInChild(home, store_at=store_at)
+
+    def raise_one(found: Finding) -> None:
+        raise_finding(found, audit)
+        severity = (
+            Severity.CRITICAL if str(found.severity) == Severity.CRITICAL else Severity.WARNING
+        )
+        watch.found(found.code, severity, f"{found.subject}: {found.detail}; {found.advice}")
+
     check = DailyCheck(
         home,
         look=look,
-        raise_one=lambda found: raise_finding(found, audit),
+        raise_one=raise_one,
         stop_looking=look.close,
     )
     with closing(check):
         check.start()
         yield
+
+
+@contextmanager
+def _watched(settings: Watching, home: Path, store: Store, audit: AuditLog) -> Iterator[Watch]:
+    """Whoever watches, and sends alarms where they are to be sent."""
+    with ExitStack() as stack:
+        webhook = None
+        if settings.webhook:
+            secret = webhook_secret(home)
+            webhook = Webhook(store.alarms, url=settings.webhook, secret=secret, view=alarm_view)
+            stack.callback(webhook.close)
+            webhook.start()
+        watch = Watch(
+            store.alarms,
+            folder=home / "watch",
+            audit=audit,
+            rules=settings.effective(),
+            is_device=lambda name: store.device(name) is not None,
+            told=lambda _: webhook.wake() if webhook is not None else None,
+            deliver=webhook is not None,
+        )
+        stack.callback(watch.close)
+        store.follow(watch.committed)
+        watch.start()
+        yield watch
+
+
+def _devices_quarantined(store: Store, fleet: TransportFleet) -> Quarantine:
+    def put(name: str, reason: str) -> bool:
+        return quarantine_trusted(store, fleet, DeviceId(name), reason, now=time.time())
+
+    return put
 
 
 def _answer_cache(where: str) -> AnswerCache | None:

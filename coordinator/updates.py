@@ -27,6 +27,7 @@ from coordinator.federation.rounds import (
 from coordinator.federation.secure_sum import SecureSum
 from coordinator.fleet.fleet import Fleet
 from coordinator.store.store import Store
+from coordinator.watch.sightings import Sightings
 from shared.actors import Workbench
 from shared.crypto.sum_cipher import Adder, Scheme, SumContext, cipher_for, key_id_of, opener_for
 from shared.crypto.sum_groups import commitment_to, drawn_groups, joined, parted
@@ -73,11 +74,12 @@ class Updates:
         adder: Adder,
         commit: Callable[[Transition], None],
         moved: Callable[[], None],
+        watch: Sightings,
     ) -> None:
         """Stand where the round's rows say.
 
         ``commit`` writes a transition down and lets it have happened; ``moved`` is
-        called when the round may have a next step.
+        called when the round may have a next step; ``watch`` is told what is refused.
         """
         self._round = round_
         self._plan = plan
@@ -88,6 +90,7 @@ class Updates:
         self._adder = adder
         self._commit = commit
         self._moved = moved
+        self._watch = watch
         self._sum: SecureSum | None = None
         self._fetching: set[DeviceId] = set()
 
@@ -124,6 +127,8 @@ class Updates:
                 raise RoundClosed(f"round {round_.number} of {round_.run} is closed")
         except (RoundClosed, DuplicateUpdate, ProtocolError, NotApproved) as err:
             log.info("update.refused", run=round_.run, device=device, code=err.code)
+            if isinstance(err, ProtocolError):  # the others happen to whoever is late
+                self._watch.update_refused(device, err)
             self.answer(device, envelope, Refusal(digest, err.code, str(err)))
 
     def _check_offer(self, device: DeviceId, message: Contribution) -> None:
@@ -239,6 +244,7 @@ class Updates:
         except LlmOsError as err:
             path.unlink(missing_ok=True)
             log.warning("update.refused", run=round_.run, device=device, code=err.code)
+            self._watch.update_refused(device, err)
             self._commit(DeviceDeclined(device, err.code, "its update was refused"))
             self._send(device, Refusal(digest, err.code, str(err)))
             self._moved()

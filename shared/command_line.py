@@ -30,6 +30,7 @@ COMMANDS: Final[Table] = {
         "coordinator.people.commands:people",
         "Who can log in: ls, invite, link, role, disable",
     ),
+    "alarms": ("coordinator.watch.commands:alarms", "What the rules found: ls, acknowledge"),
     "backup": ("coordinator.store.commands:backup", "A coordinator into one file"),
     "restore": ("coordinator.store.commands:restore", "A coordinator out of such a file"),
     "model": (
@@ -115,6 +116,7 @@ _EXTRA: Final = {
     "device": "coordinator",
     "key": "coordinator",
     "people": "coordinator",
+    "alarms": "coordinator",
     "backup": "coordinator",
     "restore": "coordinator",
     "model": "coordinator",

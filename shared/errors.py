@@ -16,6 +16,7 @@
     │   └── TooManyTries           too many logins of this name or from this address have failed
     ├── ProtocolError            a peer sent what the wire format does not allow
     │   ├── UndecodableMessage     the bytes are not a message
+    │   │   └── MalformedMessage     the signature fits, and the signed body is not what its kind has
     │   ├── BadSignature           the signature does not belong to these bytes and this sender
     │   ├── ReplayedMessage        the sequence number is not newer than the last one
     │   ├── DigestMismatch         a blob is not the one that was announced
@@ -182,6 +183,12 @@ class UndecodableMessage(ProtocolError):
     """The bytes are not a message."""
 
     code = "protocol.undecodable"
+
+
+class MalformedMessage(UndecodableMessage):
+    """The signature fits, and the signed body is not what its kind has."""
+
+    code = "protocol.malformed"
 
 
 class BadSignature(ProtocolError):

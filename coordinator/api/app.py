@@ -49,6 +49,7 @@ from coordinator.store.store import Store
 from coordinator.submission import MAX_PROBE_EXAMPLES, submit
 from coordinator.tracing import Tracing
 from coordinator.views import view_run
+from coordinator.watch.sightings import NoSightings, Sightings
 from shared.config import read, read_json
 from shared.crypto.identity import fingerprint, format_public, parse_public
 from shared.data_files import Example
@@ -86,6 +87,7 @@ class Services:
             sees to the rest.
         read_audit: The audit log; ``None``: there is none.
         tracing: Where spans of requests go; ``None``: nowhere.
+        watch: Told which credentials are refused, and from where keys are used.
     """
 
     store: Store
@@ -108,6 +110,7 @@ class Services:
     audit: AuditSink = dataclasses.field(default_factory=NoAudit)
     read_audit: ReadAudit | None = None
     tracing: Tracing | None = None
+    watch: Sightings = dataclasses.field(default_factory=NoSightings)
 
 
 class NewRun(BaseModel):
@@ -159,7 +162,7 @@ def create_app(services: Services) -> FastAPI:
         sessions=services.people,
         now=services.now,
     )
-    app.add_middleware(Gate, identify=access.identify)
+    app.add_middleware(Gate, identify=access.identify, watch=services.watch)
     if services.tracing is not None:
         app.add_middleware(Traced, tracing=services.tracing)
     app.add_middleware(SafeHeaders)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +9,7 @@ from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.api.listings import DeviceSummary, device_summary
+from coordinator.fleet.standings import judge
 from coordinator.store.store import QUARANTINED, REVOKED, TRUSTED
 from coordinator.views import Participation, participation
 from shared.types import DeviceId
@@ -51,7 +51,6 @@ class DeviceView(DeviceSummary):
 def device_routes(services: Services) -> APIRouter:
     """``/devices/{name}``."""
     router = APIRouter(tags=["devices"])
-    judging = threading.Lock()
 
     @router.get("/devices/{name}", summary="Show a device")
     def show_device(name: str) -> DeviceView:
@@ -71,28 +70,26 @@ def device_routes(services: Services) -> APIRouter:
             runs=[participation(services.store, row, device.name) for row in recent],
         )
 
-    def judge(name: str, standing: str, reason: str) -> dict[str, str]:
-        device = DeviceId(name)
-        with judging:  # row and memory together: the last that is written is the one that holds
-            if not services.store.set_standing(device, standing, reason, now=services.now()):
-                problem = f"no device {name[:64]!r} has joined, or it was revoked"
-                raise HTTPException(HTTPStatus.NOT_FOUND, problem)
-            services.fleet.set_standing(device, standing)
+    def set_standing(name: str, standing: str, reason: str) -> dict[str, str]:
+        store, fleet, now = services.store, services.fleet, services.now()
+        if not judge(store, fleet, DeviceId(name), standing, reason, now=now):
+            problem = f"no device {name[:64]!r} has joined, or it was revoked"
+            raise HTTPException(HTTPStatus.NOT_FOUND, problem)
         return {"name": name, "standing": standing}
 
     @router.post("/devices/{name}/quarantine", summary="Quarantine a device")
     def quarantine_device(name: str, body: Quarantine) -> dict[str, str]:
         """From now on it is not invited, and what it says is dropped, until it is let out."""
-        return judge(name, QUARANTINED, body.reason)
+        return set_standing(name, QUARANTINED, body.reason)
 
     @router.delete("/devices/{name}/quarantine", summary="Let a device out of quarantine")
     def release_device(name: str) -> dict[str, str]:
         """From now on it is heard and invited as before."""
-        return judge(name, TRUSTED, "")
+        return set_standing(name, TRUSTED, "")
 
     @router.delete("/devices/{name}", summary="Revoke a device")
     def revoke_device(name: str) -> dict[str, str]:
         """For good: its name and its key are never taken again."""
-        return judge(name, REVOKED, "")
+        return set_standing(name, REVOKED, "")
 
     return router

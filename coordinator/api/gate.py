@@ -30,6 +30,8 @@ from coordinator.api import openai_errors, problems
 from coordinator.api.access import Principal
 from coordinator.api.roles import WEB_SOCKET, Allowance, Role, allowance, route_of
 from coordinator.audit.sink import acting
+from coordinator.people.people import KIND
+from coordinator.watch.sightings import NoSightings, Sightings
 from shared.errors import AccessDenied, NotPermitted
 
 log = structlog.get_logger()
@@ -53,11 +55,20 @@ class Gate:
         app: ASGIApp,
         *,
         identify: Callable[[Headers], Principal | None],
+        watch: Sightings | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``identify`` says who asks with such headers, ``monotonic`` how slow a body is."""
+        """Let through what is allowed.
+
+        Args:
+            app: What it stands before.
+            identify: Says who asks with such headers.
+            watch: Told who is refused and which keys are used from where; ``None`` tells nobody.
+            monotonic: Seconds, by which a body is slow.
+        """
         self._app = app
         self._identify = identify
+        self._watch = watch or NoSightings()
         self._monotonic = monotonic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,10 +91,16 @@ class Gate:
             if refused is None and "authorization" not in headers:
                 refused = _foreign(scope, headers)
         if refused is not None:
+            showed = "authorization" in headers
+            self._tell_refused(scope, refused.status_code, principal, showed=showed)
             await refused(scope, receive, send)
             return
         if principal is not None:
             acting.set(principal.caller.name)  # a request has a context of its own
+            self._tell_used(scope, principal)
+        elif scope["method"] != "GET":
+            # A password, a link or a join token in a body is looked at behind this.
+            send = _heard(send, lambda status: self._tell_refused(scope, status, showed=True))
         state = {**scope.get("state", {}), "principal": principal}
         body = _bounded(receive, allowed.body_bytes, self._monotonic)
         await self._app({**scope, "state": state}, body, send)
@@ -96,13 +113,49 @@ class Gate:
         # Browsers send an origin with every socket; programs, which show a header, need none.
         own = headers.get("origin") == own_origin(scope, headers)
         bare = "origin" not in headers and "authorization" in headers
+        if principal is None:
+            showed = "authorization" in headers
+            self._tell_refused(scope, HTTPStatus.UNAUTHORIZED, showed=showed)
+        elif principal.role not in allowed.roles:
+            self._tell_refused(scope, HTTPStatus.FORBIDDEN, principal, showed=True)
         if principal is None or principal.role not in allowed.roles or not (own or bare):
             # Who is refused before it was accepted gets 403 from the server.
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
             return
         acting.set(principal.caller.name)
+        self._tell_used(scope, principal)
         state = {**scope.get("state", {}), "principal": principal}
         await self._app({**scope, "state": state}, receive, send)
+
+    def _tell_refused(
+        self, scope: Scope, status: int, principal: Principal | None = None, *, showed: bool
+    ) -> None:
+        """Somebody was refused; ``showed``: a credential, and no cookie, which only grows old."""
+        if status == HTTPStatus.UNAUTHORIZED and showed:
+            self._watch.credential_refused(_address(scope))
+        elif status == HTTPStatus.FORBIDDEN and principal is not None:
+            self._watch.request_refused(principal.caller.name)
+
+    def _tell_used(self, scope: Scope, principal: Principal) -> None:
+        if principal.kind != KIND:
+            self._watch.key_used(principal.caller.name, _address(scope))
+
+
+def _address(scope: Scope) -> str:
+    """Where a request comes from, as the server knows it: behind a proxy on this machine, what that says."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+def _heard(send: Send, told: Callable[[int], None]) -> Send:
+    """Send on, and tell with which status the answer begins."""
+
+    async def heard(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            told(message["status"])
+        await send(message)
+
+    return heard
 
 
 def _bounded(receive: Receive, most: int, monotonic: Callable[[], float]) -> Receive:

@@ -20,6 +20,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from coordinator.api.access import Access, Principal
+from coordinator.api.alarms import alarm_view
 from coordinator.api.listings import device_summary
 from coordinator.api.overview import count_devices
 from coordinator.api.roles import WEB_SOCKET, allowance
@@ -37,6 +38,8 @@ STALLED_S: Final = 30.0
 MOST_OF_ONE: Final = 16
 """Sockets of one principal: a person with many open pages."""
 MOST_TOPICS: Final = 16
+MOST_ALARMS: Final = 100
+"""Of those that nobody acknowledged, the newest."""
 TOPIC_LENGTH: Final = 64
 MESSAGES_A_MINUTE: Final = 240
 MESSAGE_BYTES: Final = 16 * 1024
@@ -82,7 +85,12 @@ def live_topics(
     def models() -> dict[str, Any]:
         return {"models": serving.view(desk)}
 
-    return LiveTopics(store, {"fleet": devices, "serving": models})
+    def alarms() -> dict[str, Any]:
+        found = store.alarms.alarms(limit=MOST_ALARMS, only_open=True)
+        shown = {str(each.id): alarm_view(each) for each in found}
+        return {"open": store.alarms.count_open(), "alarms": shown}
+
+    return LiveTopics(store, {"fleet": devices, "serving": models, "alarms": alarms})
 
 
 def live_routes(hub: LiveHub, access: Access) -> APIRouter:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter
 
 from coordinator.api.access import Access
+from coordinator.api.alarms import alarm_routes
 from coordinator.api.devices import device_routes
 from coordinator.api.docs import docs_routes
 from coordinator.api.events import event_routes
@@ -50,6 +51,7 @@ def management_routes(services: Services, management: Management, access: Access
     router.include_router(live_routes(management.live, access))
     router.include_router(docs_routes())
     router.include_router(device_routes(services))
+    router.include_router(alarm_routes(services))
     router.include_router(model_routes(services, management.models))
     router.include_router(release_routes(services))
     router.include_router(usage_routes(management.usage, services.now))

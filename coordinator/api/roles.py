@@ -100,6 +100,8 @@ PERMISSIONS: Final = (
     Permission("DELETE", "/api/v1/devices/{name}", _ADMIN),
     Permission("POST", "/api/v1/devices/{name}/quarantine", _WORKING),
     Permission("DELETE", "/api/v1/devices/{name}/quarantine", _WORKING),
+    Permission("GET", "/api/v1/alarms", _READING | _AUDITING),
+    Permission("POST", "/api/v1/alarms/{number}/acknowledge", _WORKING),
     Permission("GET", "/api/v1/events", _READING),
     Permission("GET", "/api/v1/releases", _READING),
     Permission("GET", "/api/v1/releases/{run}", _READING),

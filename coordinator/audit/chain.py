@@ -87,6 +87,8 @@ class Action(StrEnum):
     RELEASE_MADE = "release-made"
     RELEASE_FAILED = "release-failed"
     SECURITY_FINDING = "security-finding"
+    ALARM_RAISED = "alarm-raised"
+    ALARM_ACKNOWLEDGED = "alarm-acknowledged"
     NOT_DONE = "not-done"
     CHECKPOINT = "audit-checkpoint"
     REPAIRED = "audit-repaired"

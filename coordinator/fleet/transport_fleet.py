@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -67,6 +68,8 @@ class TransportFleet:
         self._now = now
         self._holder = key_holder
         self._stations: dict[DeviceId, _Station] = {}
+        self.judging = threading.Lock()
+        """Held while a standing is written down and then set here."""
         self._refresh()
 
     def present(self) -> list[DeviceId]:

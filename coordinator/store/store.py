@@ -27,6 +27,7 @@ import sqlalchemy as sa
 
 from coordinator.federation import rounds
 from coordinator.federation.rounds import Transition
+from coordinator.store.alarms import AlarmRows
 from coordinator.store.database import Database
 from coordinator.store.migrations import migrate
 from coordinator.store.people import PeopleRows
@@ -209,6 +210,7 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
         self.database = Database(url)
         self.people = PeopleRows(self.database)
+        self.alarms = AlarmRows(self.database)
         try:
             migrate(self.database)
         except StorageError as err:

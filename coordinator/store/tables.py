@@ -125,6 +125,26 @@ transitions = sa.Table(
     sa.Index("transitions_by_round", "run", "round"),
 )
 
+alarms = sa.Table(
+    "alarms",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("rule", sa.String(64), nullable=False),
+    sa.Column("severity", sa.String(16), nullable=False),
+    sa.Column("subject_kind", sa.String(16), nullable=False),
+    sa.Column("subject", sa.String(128), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("first_at", sa.Float, nullable=False),
+    sa.Column("last_at", sa.Float, nullable=False),
+    sa.Column("action", sa.String(32), nullable=False),
+    sa.Column("acknowledged_at", sa.Float),
+    sa.Column("acknowledged_by", sa.String(80), nullable=False),
+    sa.Column("tries", sa.Integer, nullable=False),
+    sa.Column("next_try_at", sa.Float),
+    sa.Column("sent_at", sa.Float),
+)
+
 KEPT: Final = (
     devices,
     device_standings,
@@ -135,6 +155,7 @@ KEPT: Final = (
     runs,
     milestones,
     transitions,
+    alarms,
 )
 """What a backup carries, each after the tables that it refers to."""
 

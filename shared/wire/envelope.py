@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shared.crypto.identity import Identity, verify
-from shared.errors import ReplayedMessage, StorageError, UndecodableMessage
+from shared.errors import MalformedMessage, ReplayedMessage, StorageError, UndecodableMessage
 from shared.files import write_durably
 from shared.types import PublicKey, RoundNumber, RunId
 from shared.wire import codec
@@ -143,10 +143,12 @@ class Post:
             UndecodableMessage: not an envelope, or not from ``expected``.
             BadSignature: the signature does not fit.
             ReplayedMessage: the sequence number is not new (E3).
+            MalformedMessage: it is fresh and from ``expected``, and its body is not what it
+                should be: nobody else can have made that.
         """
-        envelope = open_sealed(raw, expected=expected)
-        self.guard.accept(envelope.sender, envelope.sequence)
-        return envelope
+        signed = _verified(raw, expected)
+        self.guard.accept(signed.sender, signed.sequence)
+        return signed.envelope(raw)
 
 
 def seal(
@@ -168,7 +170,31 @@ def open_sealed(raw: bytes, *, expected: PublicKey) -> Envelope:
     Raises:
         UndecodableMessage: not an envelope, or not from ``expected``.
         BadSignature: the signature does not fit.
+        MalformedMessage: it does, and the body is not what it should be.
     """
+    return _verified(raw, expected).envelope(raw)
+
+
+@dataclass(frozen=True, slots=True)
+class _Signed:
+    """An envelope whose signature fits, before anything of its body is looked at (E1)."""
+
+    kind: str
+    sender: PublicKey
+    sequence: int
+    run: RunId
+    round: RoundNumber
+    body: bytes
+
+    def envelope(self, raw: bytes) -> Envelope:
+        try:
+            message = from_body(self.kind, self.body)
+        except UndecodableMessage as err:
+            raise MalformedMessage(str(err)) from err
+        return Envelope(self.sender, self.sequence, self.run, self.round, message, raw)
+
+
+def _verified(raw: bytes, expected: PublicKey) -> _Signed:
     version, kind, sender, sequence, run, round_, body, signature = _parts(raw)
     if version != _VERSION:
         raise UndecodableMessage(f"version {version} of the wire format, this is {_VERSION}")
@@ -177,9 +203,7 @@ def open_sealed(raw: bytes, *, expected: PublicKey) -> Envelope:
     verify(
         PublicKey(sender), signature, _signed([version, kind, sender, sequence, run, round_], body)
     )
-    return Envelope(
-        PublicKey(sender), sequence, RunId(run), RoundNumber(round_), from_body(kind, body), raw
-    )
+    return _Signed(kind, PublicKey(sender), sequence, RunId(run), RoundNumber(round_), body)
 
 
 def claimed_sender(raw: bytes) -> PublicKey:

@@ -89,7 +89,7 @@ class Api:
         metrics.watch(self.desk)
         self.feed = Feed(
             self.store,
-            lambda: live_states(self.fleet, self.desk, texts or TextServices()),
+            lambda: live_states(self.fleet, self.desk, texts or TextServices(), self.store.alarms),
             most=most_listeners,
             room=room,
             look_s=0.05,
