@@ -324,7 +324,7 @@ def _watched(settings: Watching, home: Path, store: Store, audit: AuditLog) -> I
             webhook.start()
         watch = Watch(
             store.alarms,
-            folder=home / "watch",
+            home=home,
             audit=audit,
             rules=settings.effective(),
             is_device=lambda name: store.device(name) is not None,

@@ -47,7 +47,7 @@ from shared.crypto.identity import Identity
 from shared.errors import AuditDamaged, LlmOsError
 from shared.extras import require
 
-SECRETS: Final = ("identity.key", "admin.token", "metrics.token")
+SECRETS: Final = ("identity.key", "admin.token", "metrics.token", "webhook.secret")
 OTHERS: Final = (
     "sequence",
     "replay-guard.json",

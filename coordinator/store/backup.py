@@ -64,8 +64,11 @@ SMALL_FILES: Final = (
     "replay-guard.json",
     "admin.token",
     "metrics.token",
+    "webhook.secret",
+    "watch.toml",
+    "usual.json",
 )
-"""Files in the home that a coordinator cannot go on without, or whose secrets others rely on."""
+"""Files in the home that a coordinator cannot go on without, whose secrets others rely on, or that people wrote."""
 
 AUDIT: Final = (f"audit/{NEWEST}", f"audit/{LOG}")
 """The newest checkpoint before the log: a log that ends before its checkpoint looks cut. What is

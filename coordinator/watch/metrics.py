@@ -14,7 +14,9 @@ def show_alarms(exposition: Exposition, watch: Watch, rows: AlarmRows) -> None:
     """Show what ``watch`` raised since it began, and how many ``rows`` are open."""
 
     def readings() -> Iterator[Reading]:
-        raised: dict[tuple[str, ...], float] = {(rule,): float(watch.raised[rule]) for rule in RULES}
+        raised: dict[tuple[str, ...], float] = {
+            (rule,): float(watch.raised[rule]) for rule in RULES
+        }
         yield Reading("llmos_alarms", "New alarms, by rule", ("rule",), raised, counts=True)
         yield Reading(
             "llmos_alarms_open", "Alarms nobody acknowledged", (), {(): rows.count_open()}

@@ -3,16 +3,17 @@
 An hour is unusual if there were at least ``LEAST_HOURS`` hours in which the key was used before,
 and its tokens are
 
-    more than twice those of every such hour,
+    more than ``TIMES`` times those of every such hour,
     more than ``DEVIATIONS`` robust standard deviations above their median, both of log2 tokens
-    (1.4826 times the median absolute deviation, which is the standard deviation of normal
-    data; Hampel 1974, The influence curve and its role in robust estimation), and
+    (1.4826 times the median absolute deviation is the standard deviation of normal data; 3.5 is
+    the bound of Iglewicz and Hoaglin 1993, How to detect and handle outliers, for such scores), and
     ``LEAST_TOKENS`` or more.
 
-If hours are exchangeable, the first condition alone is false at most once in 25 (1 / (hours + 1)),
-whatever their distribution. Together they are false far more seldom: for hours with a log-normal load
-of any spread from 0.3 to 1.5, with and without nights, ``tests/coordinator/watch/test_usual_hours.py``
-finds fewer than two false alarms in 10,000 hours. Somebody who grows slowly is not found.
+If hours are exchangeable, the first condition alone is false at most once in 25 hours (1 / (hours +
+1)), whatever their distribution. All together are false far more seldom: for log-normal loads of
+spreads from 0.3 to 1.5, steady, with quiet nights, and growing by half each week, fewer than one hour in
+2,000, while nearly every hour with ten times the most so far is found
+(``tests/coordinator/watch/test_usual_hours.py``). Somebody who grows slowly is not found.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ KEPT_HOURS: Final = 336
 """Of each key, the last so many hours in which it was used."""
 LEAST_HOURS: Final = 24
 LEAST_TOKENS: Final = 10_000
-DEVIATIONS: Final = 6.0
+TIMES: Final = 4
+DEVIATIONS: Final = 3.5
 LEAST_DEVIATION: Final = 0.25
 """Of log2 tokens: who always uses the same amount may use a fifth more."""
 MOST_KEYS: Final = 2000
@@ -37,7 +39,7 @@ _TO_STANDARD: Final = 1.4826
 
 def is_unusual(tokens: int, before: Sequence[int]) -> bool:
     """Whether so many tokens in an hour are far from those of the hours before."""
-    if tokens < LEAST_TOKENS or len(before) < LEAST_HOURS or tokens <= 2 * max(before):
+    if tokens < LEAST_TOKENS or len(before) < LEAST_HOURS or tokens <= TIMES * max(before):
         return False
     logs = [math.log2(max(each, 1)) for each in before]
     middle = statistics.median(logs)

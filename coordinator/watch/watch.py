@@ -55,7 +55,8 @@ MOST_PLACES: Final = 64
 MOST_KEYS: Final = 2000
 KEEP_S: Final = 60.0
 """Between two writings of what is usual."""
-SEEN: Final = "seen.json"
+USUAL: Final = "usual.json"
+"""In the coordinator's home: from where keys are used, and how much."""
 
 Quarantine = Callable[[str, str], bool]
 """Puts the subject of this name into quarantine for this reason; False: it is not one that can be,
@@ -69,7 +70,7 @@ class Watch:
         self,
         rows: AlarmRows,
         *,
-        folder: Path,
+        home: Path,
         audit: AuditSink,
         rules: Mapping[str, Rule],
         is_device: Callable[[str], bool],
@@ -82,7 +83,7 @@ class Watch:
 
         Args:
             rows: Where alarms are kept.
-            folder: For what is usual; made when it is first written.
+            home: The coordinator's, where it is kept what is usual.
             audit: Where alarms are written down first.
             rules: By code; what has none does not count.
             is_device: Whether a device of this name joined.
@@ -92,7 +93,7 @@ class Watch:
             monotonic: Seconds, by which what is usual is written now and then.
         """
         self._rows = rows
-        self._path = folder / SEEN
+        self._path = home / USUAL
         self._audit = audit
         self._rules = rules
         self._is_device = is_device

@@ -176,9 +176,12 @@ class Webhook:
             "webhook-signature": signature(self._secret, name, at, body),
         }
         try:
-            with httpx.stream(
-                "POST", self._url, content=body, headers=headers, timeout=PATIENCE_S
-            ) as response:
+            # A proxy that the environment names is for what leaves this machine.
+            outside = self._url.startswith("https:")
+            with (
+                httpx.Client(timeout=PATIENCE_S, trust_env=outside) as client,
+                client.stream("POST", self._url, content=body, headers=headers) as response,
+            ):
                 return "" if response.is_success else f"status {response.status_code}"
         except (httpx.HTTPError, httpx.InvalidURL) as err:
             return type(err).__name__

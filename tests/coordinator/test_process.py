@@ -19,12 +19,14 @@ from fastapi import FastAPI
 
 from coordinator.audit.verify import LOG, Verdict, records_of, verify_log
 from coordinator.store.backup import FOLDERS, LEFT_OUT, SMALL_FILES
+from coordinator.watch.rules import RULES
 from shared.crypto.identity import parse_public
 from shared.loopback import served
 from tests.support.brokers import eventually, mosquitto_or_skip
 from tests.support.postgres import empty_schema
 from tests.support.proc import Process, descendants
 from tests.support.tiny_encoders import make_encoder, make_reader
+from tests.support.webhooks import fits, listening
 
 pytestmark = [pytest.mark.broker, pytest.mark.processes]
 
@@ -359,3 +361,58 @@ def test_a_cache_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
     assert answer.returncode == 1
     assert "--cache: must be memory, none, or like redis://" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_who_shows_credentials_that_open_nothing_is_told_to_the_operator(tmp_path: Path) -> None:
+    """A real coordinator: an alarm by HTTP, on the command line, in metrics and at the webhook."""
+    home = tmp_path / "home"
+    home.mkdir()
+    with listening() as listener:
+        (home / "watch.toml").write_text(f'[watch]\nwebhook = "{listener.url}"\n')
+        with running(home) as up:
+            for number in range(RULES["credentials-refused"].count):
+                wrong = {"Authorization": f"Bearer llmos_{number:043}"}
+                url = up.ready["url"] + "/api/v1/runs"
+                assert httpx.get(url, headers=wrong, trust_env=False).status_code == 401
+            assert eventually(lambda: bool(listener.received))
+            ((headers, body),) = listener.received
+            assert fits((home / "webhook.secret").read_text(), headers, body)
+            (alarm,) = listener.alarms()
+            assert alarm["subject"] == {"kind": "address", "name": "127.0.0.1"}
+            shown = {"Authorization": f"Bearer {(home / 'admin.token').read_text()}"}
+            metrics = httpx.get(up.ready["url"] + "/metrics", headers=shown, trust_env=False).text
+            assert 'llmos_alarms_total{rule="credentials-refused"} 1.0' in metrics
+            assert "llmos_alarms_open 1.0" in metrics
+            llmos = [sys.executable, "-m", "shared.command_line", "alarms"]
+            where = ["--home", str(home), "--url", up.ready["url"]]
+            subprocess.run(
+                [*llmos, "acknowledge", str(alarm["id"]), *where], cwd=ROOT, check=True, timeout=120
+            )
+            listed = subprocess.run(
+                [*llmos, "ls", "--all", "--json", *where],
+                cwd=ROOT,
+                check=True,
+                timeout=120,
+                capture_output=True,
+            )
+            (kept,) = json.loads(listed.stdout)
+            assert (kept["id"], kept["acknowledged_by"]) == (alarm["id"], "admin")
+        actions = [str(record.entry.action) for record in records_of(home / "audit" / LOG)]
+        assert actions.count("alarm-raised") == actions.count("alarm-acknowledged") == 1
+
+
+def test_a_file_of_rules_with_mistakes_is_one_message_and_nothing_is_made(tmp_path: Path) -> None:
+    home, file = tmp_path / "home", tmp_path / "rules.toml"
+    file.write_text('[watch]\nwebhook = "http://10.0.0.1"\n[watch.rules]\nnone = {}\n')
+    ended = subprocess.run(
+        command(home, "--watch", str(file)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert ended.returncode == 1
+    assert "rules.none: there is no such rule" in ended.stderr
+    assert "webhook: must begin with https://" in ended.stderr
+    assert not home.exists()

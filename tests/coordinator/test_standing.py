@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from coordinator.federation.rounds import Committed, Invited, SetFixed
+from coordinator.fleet import standings
 from coordinator.store.store import QUARANTINED, REVOKED, TRUSTED
 from shared.crypto.sum_worker import SumWorker
 from shared.errors import AccessDenied
@@ -20,9 +21,8 @@ LATE = DeviceId("device-d")
 
 
 def judge(world: World, standing: str) -> None:
-    """As the API does it."""
-    assert world.store.set_standing(LATE, standing, "odd updates", now=world.time.now())
-    world.coordinator.fleet.set_standing(LATE, standing)
+    fleet, now = world.coordinator.fleet, world.time.now()
+    assert standings.judge(world.store, fleet, LATE, standing, "odd updates", now=now)
 
 
 @pytest.fixture

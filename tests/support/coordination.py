@@ -26,6 +26,7 @@ from coordinator.probe import MakeModel
 from coordinator.releases import MakeRelease
 from coordinator.store.store import Store
 from coordinator.submission import submit
+from coordinator.watch.sightings import Sightings
 from shared.actors import Actor, Workbench
 from shared.config import read, read_json
 from shared.crypto.identity import Identity
@@ -393,6 +394,7 @@ class World:
         self.make_model: MakeModel = FixedFeatures
         self.make_release: MakeRelease | None = None
         self.engine: Engine | None = None
+        self.watch: Sightings | None = None
         self.work_s = 0.1
         """How long everything takes that the coordinator has done beside its thread."""
         self.crash_at: Callable[[Transition | str], bool] = lambda _: False
@@ -484,6 +486,7 @@ class World:
             make_model=self.make_model,
             make_release=self.make_release,
             desk=FrontDesk({self.engine.card.name: self.engine}) if self.engine else None,
+            watch=self.watch,
         )
         self._mortal = mortal
         drive(mortal, self.transport, self.time)

@@ -50,6 +50,7 @@ OWN = {("DELETE", SESSION), ("PUT", f"{SESSION}/password")}
 """What everybody may who can log in; a key or token is told that it has no session."""
 
 KEYS, AUDIT, PEOPLE = "/api/v1/keys", "/api/v1/audit", "/api/v1/people"
+ALARMS = "/api/v1/alarms"
 ADMINS = (KEYS, AUDIT, PEOPLE, f"{SESSION}/first")
 MAY: dict[Role, Callable[[str, str], bool]] = {
     Role.ADMIN: lambda method, path: True,
@@ -62,7 +63,7 @@ MAY: dict[Role, Callable[[str, str], bool]] = {
         or (method, path) in OWN
     ),
     Role.AUDITOR: lambda method, path: (
-        (method == "GET" and path in {KEYS, AUDIT, PEOPLE, "/api/v1/openapi.json"})
+        (method == "GET" and path in {KEYS, AUDIT, PEOPLE, ALARMS, "/api/v1/openapi.json"})
         or (method, path) in OWN
     ),
     Role.CALLER: lambda method, path: (

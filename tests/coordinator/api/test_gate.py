@@ -21,6 +21,7 @@ from coordinator.api.roles import (
     Role,
 )
 from coordinator.inference.front_desk import Caller
+from shared.errors import LlmOsError
 
 CHUNK = 1024
 KEYS = {f"Bearer {role}": Principal(Caller(role), role) for role in Role}
@@ -300,3 +301,63 @@ def test_with_a_cookie_only_pages_of_ours_change_something(
 def test_a_sockets_origin_is_that_of_its_page(scheme: str, own: str) -> None:
     headers = Headers({"host": "here"})
     assert own_origin({"type": "websocket", "scheme": scheme}, headers) == own
+
+
+class Seen:
+    """What a gate tells whoever watches."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, ...]] = []
+
+    def message_refused(self, peer: str | None, err: LlmOsError, *, by_itself: bool) -> None:
+        raise AssertionError("a gate sees no messages")
+
+    def update_refused(self, device: str, err: LlmOsError) -> None:
+        raise AssertionError("a gate sees no updates")
+
+    def credential_refused(self, address: str) -> None:
+        self.told.append(("credential", address))
+
+    def request_refused(self, caller: str) -> None:
+        self.told.append(("request", caller))
+
+    def key_used(self, key: str, address: str) -> None:
+        self.told.append(("key", key, address))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "shown", "app_says", "told"),
+    [
+        ("GET", "/api/v1/runs", "Bearer nobody", 200, [("credential", "10.0.0.7")]),
+        ("GET", "/api/v1/runs", None, 200, []),
+        ("GET", "/nowhere", "Bearer nobody", 200, [("credential", "10.0.0.7")]),
+        ("GET", "/api/v1/runs", "Bearer caller", 200, [("request", "caller")]),
+        ("GET", "/api/v1/runs", "Bearer viewer", 200, [("key", "viewer", "10.0.0.7")]),
+        ("GET", "/nowhere", "Bearer viewer", 404, []),
+        ("GET", "/healthz", "Bearer nobody", 200, []),
+        ("POST", "/api/v1/session", None, 401, [("credential", "10.0.0.7")]),
+        ("POST", "/api/v1/session", None, 200, []),
+        ("POST", "/api/v1/session", None, 429, []),
+        ("POST", "/api/v1/devices/join", None, 401, [("credential", "10.0.0.7")]),
+    ],
+)
+def test_it_tells_who_is_refused_and_from_where_keys_are_used(
+    method: str, path: str, shown: str | None, app_says: int, told: list[tuple[str, ...]]
+) -> None:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": app_says, "headers": []})
+
+    seen, sender = Seen(), Sender(1)
+    headers = [(b"authorization", shown.encode())] if shown is not None else []
+    scope = {"type": "http", "headers": headers, "path": path, "method": method}
+    scope["client"] = ("10.0.0.7", 1234)
+    asyncio.run(Gate(app, identify=identify, watch=seen)(scope, sender.receive, sender.send))
+    assert seen.told == told
+
+
+def test_an_old_cookie_is_no_credential_that_somebody_guesses() -> None:
+    seen, sender = Seen(), Sender(1)
+    headers = [(b"cookie", b"llmos_session=old")]
+    scope = {"type": "http", "headers": headers, "path": "/api/v1/runs", "method": "GET"}
+    asyncio.run(Gate(answers, identify=identify, watch=seen)(scope, sender.receive, sender.send))
+    assert (sender.status, seen.told) == (401, [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from coordinator.audit.log import AuditLog
 from coordinator.audit.sink import NoAudit
 from coordinator.security.daily import REMEMBERED, DailyCheck, LookInChild, raise_finding
 from coordinator.security.findings import Finding
+from coordinator.store.store import Store
+from coordinator.watch.settings import Watching
 from shared.crypto.identity import Identity
 from shared.errors import ChildDied, StorageError
 from tests.support.brokers import eventually
@@ -181,8 +184,13 @@ def test_in_a_coordinator_what_is_new_is_in_its_audit_log(
 
     with (
         AuditLog(tmp_path / "audit", identity) as audit,
-        process._checked_daily(tmp_path, "", audit),
+        closing(Store(f"sqlite:///{tmp_path / 'store.db'}", tmp_path)) as store,
+        process._watched(Watching(), tmp_path, store, audit) as watch,
+        process._checked_daily(tmp_path, "", audit, watch),
     ):
         assert eventually(lambda: ("admin.token", "admin-token-weak") in found(), within_s=300)
         assert eventually((tmp_path / REMEMBERED).exists, within_s=300)
+        assert eventually(
+            lambda: "admin-token-weak" in {each.subject for each in store.alarms.alarms(limit=99)}
+        )
     assert len(found()) == len(set(found()))

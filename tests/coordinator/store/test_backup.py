@@ -792,6 +792,7 @@ def test_the_manifest_says_what_is_in_it(saved: Path) -> None:
         "runs": 1,
         "milestones": 1,
         "transitions": 2,
+        "alarms": 0,
     }
     assert manifest.made_at == NOW
 

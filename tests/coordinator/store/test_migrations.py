@@ -45,7 +45,13 @@ def upgrade():
 """  # noqa: S608  a migration that fails
 
 
-_SINCE = (*(table.name for table in PASSING), "people", "device_standings", "api_key_roles")
+_SINCE = (
+    *(table.name for table in PASSING),
+    "people",
+    "device_standings",
+    "api_key_roles",
+    "alarms",
+)
 """Tables that schema 4 had not, each before the tables that it refers to."""
 
 

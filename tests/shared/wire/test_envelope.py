@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from shared.crypto.identity import Identity
 from shared.errors import (
     BadSignature,
+    MalformedMessage,
     ProtocolError,
     ReplayedMessage,
     StorageError,
@@ -343,3 +344,21 @@ def test_of_what_is_no_envelope_nothing_is_built(
         assert tracemalloc.get_traced_memory()[1] > 5_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_malformed_body_is_blamed_on_its_sender_only_while_it_is_fresh(
+    tmp_path: Path, identities: tuple[Identity, Identity]
+) -> None:
+    """Who has recorded it can send it as often as he likes: it counts once."""
+    sender = identities[0]
+    head = [1, "receipt", bytes(sender.public), 9, "a-run", 3]
+    body = codec.encode({"digest": 7})
+    raw = codec.encode([*head, body, sender.sign(envelope._signed(head, body))])
+    post = Post(identities[1], tmp_path)
+    with pytest.raises(MalformedMessage, match=r"receipt\.digest must be str"):
+        post.open(raw, expected=sender.public)
+    for _ in range(2):
+        with pytest.raises(ReplayedMessage):
+            post.open(raw, expected=sender.public)
+    with pytest.raises(BadSignature):
+        post.open(raw[:-1] + bytes([raw[-1] ^ 1]), expected=sender.public)
