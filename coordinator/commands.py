@@ -501,32 +501,45 @@ def list_devices(
     Console().print(table)
 
 
+Reason = Annotated[str, typer.Option(help="Kept beside it, and in the audit log.")]
+
+
 @device.command("quarantine")
 def quarantine_device(
     name: str,
-    reason: Annotated[str, typer.Option(help="Kept beside the device.")] = "by an operator",
+    reason: Reason = "by an operator",
     home: Home = DEFAULT_HOME,
     url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
 ) -> None:
     """Neither invite a device nor listen to it, until it is let out."""
-    Client.of_home(home, url).post(
-        f"/api/v1/devices/{quote(name, safe='')}/quarantine", {"reason": reason}
+    done = Client.of_home(home, url).post(
+        _of_one("devices", name, "/quarantine"), {"reason": reason}
     )
-    typer.echo(f"{name} is quarantined")
+    typer.echo(json.dumps(done) if as_json else f"{name} is quarantined")
 
 
 @device.command("release")
-def release_device(name: str, home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL) -> None:
+def release_device(
+    name: str, home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
     """Let a device out of quarantine."""
-    Client.of_home(home, url).delete(f"/api/v1/devices/{quote(name, safe='')}/quarantine")
-    typer.echo(f"{name} is trusted again")
+    done = Client.of_home(home, url).delete(_of_one("devices", name, "/quarantine"))
+    typer.echo(json.dumps(done) if as_json else f"{name} is trusted again")
 
 
 @device.command("revoke")
-def revoke_device(name: str, home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL) -> None:
+def revoke_device(
+    name: str, home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
     """Shut a device out for good: its name and its key may never join again."""
-    Client.of_home(home, url).delete(f"/api/v1/devices/{quote(name, safe='')}")
-    typer.echo(f"{name} is revoked")
+    done = Client.of_home(home, url).delete(_of_one("devices", name))
+    typer.echo(json.dumps(done) if as_json else f"{name} is revoked")
+
+
+def _of_one(kind: str, name: str, deed: str = "") -> str:
+    """Where one device or key is in the API, whatever its name is."""
+    return f"/api/v1/{kind}/{quote(name, safe='')}{deed}"
 
 
 @key.command("add")
@@ -605,6 +618,8 @@ def list_keys(home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson
 def _key_state(entry: dict[str, Any]) -> str:
     if entry["revoked_at"] is not None:
         return "revoked"
+    if entry["quarantined_at"] is not None:
+        return f"in quarantine since {_as_day(entry['quarantined_at'])}"
     if entry["expires_at"] is None:
         return "valid"
     day = _as_day(entry["expires_at"])
@@ -615,11 +630,35 @@ def _as_day(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%MZ")
 
 
+@key.command("quarantine")
+def quarantine_key(
+    name: str,
+    reason: Reason = "by an operator",
+    home: Home = DEFAULT_HOME,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Let a key open nothing until it is let out; everything else of it stays."""
+    done = Client.of_home(home, url).post(_of_one("keys", name, "/quarantine"), {"reason": reason})
+    typer.echo(json.dumps(done) if as_json else f"{name} is in quarantine")
+
+
+@key.command("release")
+def release_key(
+    name: str, home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
+    """Let a key out of quarantine."""
+    done = Client.of_home(home, url).delete(_of_one("keys", name, "/quarantine"))
+    typer.echo(json.dumps(done) if as_json else f"{name} is valid again")
+
+
 @key.command("revoke")
-def revoke_key(name: str, home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL) -> None:
+def revoke_key(
+    name: str, home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
     """Revoke a key; within a second it opens nothing. Its name is not given again."""
-    Client.of_home(home, url).delete(f"/api/v1/keys/{quote(name, safe='')}")
-    typer.echo(f"revoked {name}")
+    done = Client.of_home(home, url).delete(_of_one("keys", name))
+    typer.echo(json.dumps(done) if as_json else f"revoked {name}")
 
 
 @key.command("rotate")
@@ -634,7 +673,7 @@ def rotate_key(
 ) -> None:
     """Give a key another secret and print it, this once. Role, quota and name stay."""
     body = {"overlap_hours": overlap}
-    made = Client.of_home(home, url).post(f"/api/v1/keys/{quote(name, safe='')}/rotate", body)
+    made = Client.of_home(home, url).post(_of_one("keys", name, "/rotate"), body)
     typer.echo(json.dumps(made) if as_json else made["key"])
     if not as_json:
         typer.echo(f"the old secret ends {_as_day(made['former_ends_at'])}", err=True)

@@ -52,7 +52,7 @@ from coordinator.usage import Meters, UsageBook
 from coordinator.watch.metrics import show_alarms
 from coordinator.watch.rules import About, Severity
 from coordinator.watch.settings import Watching, read_watching
-from coordinator.watch.watch import Quarantine, Watch
+from coordinator.watch.watch import Watch
 from coordinator.watch.webhook import Webhook, webhook_secret
 from shared.actors import ActorLoop
 from shared.config import parse_address
@@ -154,8 +154,7 @@ def run_coordinator(
             desk=desk,
             watch=watch,
         )
-        if watching.quarantine_devices:
-            watch.let_quarantine(About.DEVICE, _devices_quarantined(store, coordinator.fleet))
+        _let_quarantine(watch, watching, store, coordinator.fleet)
         FederationMetrics(
             exposition,
             store=store,
@@ -337,11 +336,21 @@ def _watched(settings: Watching, home: Path, store: Store, audit: AuditLog) -> I
         yield watch
 
 
-def _devices_quarantined(store: Store, fleet: TransportFleet) -> Quarantine:
-    def put(name: str, reason: str) -> bool:
+def _let_quarantine(watch: Watch, settings: Watching, store: Store, fleet: TransportFleet) -> None:
+    """Let rules put devices and keys into quarantine, where the operator wants that."""
+
+    def put_device(name: str, reason: str) -> bool:
         return quarantine_trusted(store, fleet, DeviceId(name), reason, now=time.time())
 
-    return put
+    def put_key(name: str, reason: str) -> bool:
+        now = time.time()
+        opens = any(key.name == name and key.opens(now) for key in store.api_keys())
+        return opens and store.quarantine_key(name, reason, now=now)
+
+    if settings.quarantine_devices:
+        watch.let_quarantine(About.DEVICE, put_device)
+    if settings.quarantine_keys:
+        watch.let_quarantine(About.KEY, put_key)
 
 
 def _answer_cache(where: str) -> AnswerCache | None:

@@ -4,8 +4,8 @@ What a role may do is in :mod:`coordinator.api.roles`, and :mod:`coordinator.api
 
 A1  of a key, only the SHA-256 of its secret and the first letters are kept
 A2  what a secret is compared with is its hash, or it is compared in constant time
-A3  a key that was revoked or has expired opens nothing, within a second; so does the secret that
-    a key had before it was rotated, when its time is over
+A3  a key that was revoked, has expired or is in quarantine opens nothing, within a second; so does
+    the secret that a key had before it was rotated, when its time is over
 A4  a cookie is looked at where there is no Authorization header, and opens what its person's role
     may at this moment
 """
@@ -91,6 +91,14 @@ class KeyStore(Protocol):
 
     def revoke_key(self, name: str, *, now: float) -> bool:
         """Revoke one, unless it is already; False if there is none of this name."""
+        ...
+
+    def quarantine_key(self, name: str, reason: str, *, now: float) -> bool:
+        """Let one open nothing for now; False if there is none of this name, or it was revoked."""
+        ...
+
+    def release_key(self, name: str) -> bool:
+        """Let one out of quarantine; False if there is none of this name, or it was revoked."""
         ...
 
     def rotate_key(
@@ -242,7 +250,7 @@ class Access:
 
         Raises:
             ConfigError: the hours are out of bounds.
-            DataError: the key was revoked or has expired.
+            DataError: the key was revoked, has expired or is in quarantine.
         """
         if not 0 <= overlap_hours <= MOST_OVERLAP_HOURS:
             problem = f"overlap_hours: must be 0 (ends at once) to {MOST_OVERLAP_HOURS}"
@@ -259,7 +267,7 @@ class Access:
             former_ends_at=now + overlap_hours * 3600,
         )
         if not rotated:
-            raise DataError(f"the key {name} was revoked or has expired: make another")
+            raise DataError(f"the key {name} was revoked, has expired or is in quarantine")
         self._forget()
         kept = self._find(name)
         assert kept is not None  # nothing deletes keys
@@ -273,6 +281,18 @@ class Access:
         """Revoke a key; False if there is none of this name."""
         # A name that cannot be one is not looked for: not every database takes every text.
         found = topics.is_name(name) and self._store.revoke_key(name, now=self._now())
+        self._forget()
+        return found
+
+    def quarantine(self, name: str, reason: str) -> bool:
+        """Let a key open nothing until it is let out; False if none has this name, or it was revoked."""
+        found = topics.is_name(name) and self._store.quarantine_key(name, reason, now=self._now())
+        self._forget()
+        return found
+
+    def release(self, name: str) -> bool:
+        """Let a key out of quarantine; False if there is none of this name, or it was revoked."""
+        found = topics.is_name(name) and self._store.release_key(name)
         self._forget()
         return found
 

@@ -29,7 +29,7 @@ class Answers(BaseModel):
 
 
 class Quarantine(BaseModel):
-    """Why a device is not to take part for now."""
+    """Why a device or key is kept out for now."""
 
     model_config = ConfigDict(extra="forbid")
 

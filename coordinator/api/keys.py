@@ -9,6 +9,7 @@ from fastapi import APIRouter, HTTPException, status
 from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.api.access import MOST_NAMES, MOST_OVERLAP_HOURS, MOST_TOKENS, PRIORITIES, Access
+from coordinator.api.devices import Quarantine
 from coordinator.api.pages import ITEMS, Cursor, Limit, Page, Places
 from coordinator.api.roles import ROLES_OF_KEYS, SCOPE_KINDS, TASKS, Role
 from coordinator.store.store import ApiKey
@@ -86,6 +87,20 @@ def key_routes(access: Access) -> APIRouter:
             raise _no_key(name)
         return {"name": name}
 
+    @router.post("/keys/{name}/quarantine", summary="Quarantine a key")
+    def quarantine_key(name: str, body: Quarantine) -> dict[str, str]:
+        """From now on it opens nothing, until it is let out. Everything else of it stays."""
+        if not access.quarantine(name, body.reason):
+            raise _no_valid_key(name)
+        return {"name": name}
+
+    @router.delete("/keys/{name}/quarantine", summary="Let a key out of quarantine")
+    def release_key(name: str) -> dict[str, str]:
+        """From now on it opens what it did before."""
+        if not access.release(name):
+            raise _no_valid_key(name)
+        return {"name": name}
+
     @router.post("/keys/{name}/rotate")
     def rotate_key(name: str, body: Rotation) -> dict[str, Any]:
         """Another secret for a key; this answer is the only place where it can be read."""
@@ -102,6 +117,11 @@ def _no_key(name: str) -> HTTPException:
     return HTTPException(HTTPStatus.NOT_FOUND, f"there is no key called {name[:64]!r}")
 
 
+def _no_valid_key(name: str) -> HTTPException:
+    problem = f"there is no key called {name[:64]!r}, or it was revoked"
+    return HTTPException(HTTPStatus.NOT_FOUND, problem)
+
+
 def _view(key: ApiKey) -> dict[str, Any]:
     return {
         "name": key.name,
@@ -111,6 +131,7 @@ def _view(key: ApiKey) -> dict[str, Any]:
         "created_at": key.created_at,
         "expires_at": key.expires_at,
         "revoked_at": key.revoked_at,
+        "quarantined_at": key.quarantined_at,
         "priority": key.priority,
         "tokens_per_minute": key.tokens_per_minute,
         "public_cache": key.public_cache,

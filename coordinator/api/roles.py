@@ -108,6 +108,8 @@ PERMISSIONS: Final = (
     Permission("GET", "/api/v1/keys", _AUDITING),
     Permission("POST", "/api/v1/keys", _ADMIN),
     Permission("DELETE", "/api/v1/keys/{name}", _ADMIN),
+    Permission("POST", "/api/v1/keys/{name}/quarantine", _WORKING),
+    Permission("DELETE", "/api/v1/keys/{name}/quarantine", _ADMIN),
     Permission("POST", "/api/v1/keys/{name}/rotate", _ADMIN),
     Permission("GET", "/api/v1/session", _ALL),
     Permission("POST", "/api/v1/session", _ALL),

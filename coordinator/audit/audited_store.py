@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,12 +64,16 @@ _STANDINGS: Final = {
     REVOKED: Action.DEVICE_REVOKED,
 }
 
+_KEY_STANDINGS: Final = frozenset({Action.KEY_QUARANTINED, Action.KEY_RELEASED})
+
+_OF_KEYS: Final = frozenset(
+    {Action.KEY_MADE, Action.KEY_ROTATED, *_KEY_STANDINGS, Action.KEY_REVOKED}
+)
+
 _ASKED_FOR: Final = frozenset(
     {
         *_STANDINGS.values(),
-        Action.KEY_MADE,
-        Action.KEY_ROTATED,
-        Action.KEY_REVOKED,
+        *_OF_KEYS,
         Action.PERSON_ADDED,
         Action.ROLE_CHANGED,
         Action.PERSON_DISABLED,
@@ -82,6 +86,7 @@ _LAST_ONLY: Final = (
     frozenset({Action.KEY_ROTATED}),
     frozenset({Action.ROLE_CHANGED}),
     frozenset(_STANDINGS.values()),
+    _KEY_STANDINGS,
 )
 """Of each of these kinds, the store can tell of a subject's last one only."""
 
@@ -130,17 +135,37 @@ class AuditedStore(Store):
 
     def revoke_key(self, name: str, *, now: float) -> bool:
         """As :meth:`Store.revoke_key`. Raises StorageError if it cannot be written down."""
-        if not any(key.name == name and key.revoked_at is None for key in self.api_keys()):
+        if not self._is_key(name):
             return super().revoke_key(name, now=now)  # nothing is changed
         with recorded(self._audit, Entry(Action.KEY_REVOKED, acting.get(), name)):
             return super().revoke_key(name, now=now)
+
+    def quarantine_key(self, name: str, reason: str, *, now: float) -> bool:
+        """As :meth:`Store.quarantine_key`. Raises StorageError if it cannot be written down."""
+        if not self._is_key(name, lambda key: key.quarantined_at is None):
+            return super().quarantine_key(name, reason, now=now)  # nothing is changed
+        facts: Facts = {"reason": _plain(reason)} if reason else {}
+        with recorded(self._audit, Entry(Action.KEY_QUARANTINED, acting.get(), name, facts)):
+            return super().quarantine_key(name, reason, now=now)
+
+    def release_key(self, name: str) -> bool:
+        """As :meth:`Store.release_key`. Raises StorageError if it cannot be written down."""
+        if not self._is_key(name, lambda key: key.quarantined_at is not None):
+            return super().release_key(name)  # nothing is changed
+        with recorded(self._audit, Entry(Action.KEY_RELEASED, acting.get(), name)):
+            return super().release_key(name)
+
+    def _is_key(self, name: str, such: Callable[[ApiKey], bool] = lambda _: True) -> bool:
+        """Whether there is a key of this name that was not revoked, and is such a one."""
+        keys = (key for key in self.api_keys() if key.name == name and key.revoked_at is None)
+        return any(such(key) for key in keys)
 
     def rotate_key(
         self, name: str, *, prefix: str, secret_sha256: str, former_ends_at: float
     ) -> bool:
         """As :meth:`Store.rotate_key`. Raises StorageError if it cannot be written down."""
         rotation = {"prefix": prefix, "secret_sha256": secret_sha256}
-        if not any(key.name == name and key.revoked_at is None for key in self.api_keys()):
+        if not self._is_key(name):
             return super().rotate_key(name, **rotation, former_ends_at=former_ends_at)
         facts: Facts = {"begins": prefix, "former_ends_at": int(former_ends_at)}
         with recorded(self._audit, Entry(Action.KEY_ROTATED, acting.get(), name, facts)):
@@ -307,12 +332,8 @@ def catch_up(store: AuditedStore, written: Written, audit: AuditSink) -> int:
     for number, entry in written.asked():
         name = entry.subject
         match entry.action:
-            case Action.KEY_MADE:
-                done = name in keys
-            case Action.KEY_ROTATED:
-                done = name in keys and keys[name].prefix == entry.facts["begins"]
-            case Action.KEY_REVOKED:
-                done = name in keys and keys[name].revoked_at is not None
+            case action if action in _OF_KEYS:
+                done = name in keys and _is_done(entry, keys[name])
             case Action.PERSON_ADDED:
                 done = name in people
             case Action.ROLE_CHANGED:
@@ -328,6 +349,21 @@ def catch_up(store: AuditedStore, written: Written, audit: AuditSink) -> int:
             audit.record(Entry(Action.NOT_DONE, entry.actor, name, facts))
             count += 1
     return count
+
+
+def _is_done(entry: Entry, key: ApiKey) -> bool:
+    """Whether a key that is there is what was asked for."""
+    match entry.action:
+        case Action.KEY_ROTATED:
+            return key.prefix == entry.facts["begins"]
+        case Action.KEY_QUARANTINED:
+            return key.quarantined_at is not None
+        case Action.KEY_RELEASED:
+            return key.quarantined_at is None
+        case Action.KEY_REVOKED:
+            return key.revoked_at is not None
+        case _:
+            return True
 
 
 def _in_store(store: AuditedStore, written: Written) -> Iterator[tuple[Entry, float]]:

@@ -64,6 +64,8 @@ class Action(StrEnum):
     DEVICE_REVOKED = "device-revoked"
     KEY_MADE = "key-made"
     KEY_ROTATED = "key-rotated"
+    KEY_QUARANTINED = "key-quarantined"
+    KEY_RELEASED = "key-released"
     KEY_REVOKED = "key-revoked"
     PERSON_ADDED = "person-added"
     PERSON_LINKED = "person-linked"

@@ -33,6 +33,7 @@ from coordinator.store.migrations import migrate
 from coordinator.store.people import PeopleRows
 from coordinator.store.tables import device_standings as _standings
 from coordinator.store.tables import devices as _devices
+from coordinator.store.tables import key_quarantines as _key_quarantines
 from coordinator.store.tables import key_roles as _key_roles
 from coordinator.store.tables import keys as _keys
 from coordinator.store.tables import milestones as _milestones
@@ -100,6 +101,7 @@ class ApiKey:
         scopes: To which names that is narrowed, by kind; of a kind that is missing, to none.
         former_sha256: Of the secret before the last rotation, while that still opens something.
         former_ends_at: From then on it opens nothing.
+        quarantined_at: Since when it opens nothing until it is let out; ``None``: it may.
     """
 
     name: str
@@ -115,10 +117,15 @@ class ApiKey:
     scopes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     former_sha256: str | None = None
     former_ends_at: float | None = None
+    quarantined_at: float | None = None
 
     def opens(self, now: float) -> bool:
         """Whether it opens anything at ``now``."""
-        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+        return (
+            self.revoked_at is None
+            and self.quarantined_at is None
+            and (self.expires_at is None or now < self.expires_at)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,6 +434,28 @@ class Store:
                 connection.scalar(sa.select(_keys.c.name).where(_keys.c.name == name)) is not None
             )
 
+    def quarantine_key(self, name: str, reason: str, *, now: float) -> bool:
+        """Let a key open nothing until it is let out; False if none has this name, or it was revoked.
+
+        In quarantine it stays as it is: reason and time are those of the first.
+        """
+        with self.database.writing() as connection:
+            if not _locked_key(connection, name):
+                return False
+            this = _key_quarantines.c.name == name
+            if connection.scalar(sa.select(_key_quarantines.c.name).where(this)) is None:
+                row = {"name": name, "reason": reason, "quarantined_at": now}
+                connection.execute(_key_quarantines.insert().values(row))
+            return True
+
+    def release_key(self, name: str) -> bool:
+        """Let a key out of quarantine; False if there is none of this name, or it was revoked."""
+        with self.database.writing() as connection:
+            if not _locked_key(connection, name):
+                return False
+            connection.execute(_key_quarantines.delete().where(_key_quarantines.c.name == name))
+            return True
+
     def rotate_key(
         self, name: str, *, prefix: str, secret_sha256: str, former_ends_at: float
     ) -> bool:
@@ -437,12 +466,7 @@ class Store:
         with self.database.writing() as connection:
             # Written before anything is read, as in :meth:`join`: of two rotations at once, the
             # second waits, and finds the secret of the first.
-            found = connection.execute(
-                _keys.update()
-                .where(_keys.c.name == name, _keys.c.revoked_at.is_(None))
-                .values(name=name)
-            ).rowcount
-            if not found:
+            if not _locked_key(connection, name):
                 return False
             former = connection.scalar(sa.select(_keys.c.secret_sha256).where(_keys.c.name == name))
             connection.execute(
@@ -702,8 +726,13 @@ def read_keys(database: Database, after: str = "", limit: int | None = None) -> 
     try:
         with database.reading() as connection:
             rows = connection.execute(
-                sa.select(_keys, *[column for column in _key_roles.c if column.name != "name"])
+                sa.select(
+                    _keys,
+                    *[column for column in _key_roles.c if column.name != "name"],
+                    _key_quarantines.c.quarantined_at,
+                )
                 .outerjoin(_key_roles, _key_roles.c.name == _keys.c.name)
+                .outerjoin(_key_quarantines, _key_quarantines.c.name == _keys.c.name)
                 .where(name > after)
                 .order_by(name)
                 .limit(limit)
@@ -715,6 +744,17 @@ def read_keys(database: Database, after: str = "", limit: int | None = None) -> 
             ]
     except sa.exc.ProgrammingError as err:
         raise StorageError(f"{database.name} has not the tables of this program") from err
+
+
+def _locked_key(connection: sa.Connection, name: str) -> bool:
+    """Whether there is a key of this name that was not revoked; nobody else changes it meanwhile."""
+    return bool(
+        connection.execute(
+            _keys.update()
+            .where(_keys.c.name == name, _keys.c.revoked_at.is_(None))
+            .values(name=name)
+        ).rowcount
+    )
 
 
 def _spelt(database: Database, name: sa.Column[str]) -> sa.ColumnElement[str]:

@@ -62,6 +62,15 @@ key_roles = sa.Table(
 )
 """What is known of a key besides; one that has no row was made before there were roles."""
 
+key_quarantines = sa.Table(
+    "api_key_quarantines",
+    metadata,
+    sa.Column("name", sa.String(64), sa.ForeignKey("api_keys.name"), primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("quarantined_at", sa.Float, nullable=False),
+)
+"""A key that has a row opens nothing, until the row is gone."""
+
 people = sa.Table(
     "people",
     metadata,
@@ -151,6 +160,7 @@ KEPT: Final = (
     tokens,
     keys,
     key_roles,
+    key_quarantines,
     people,
     runs,
     milestones,

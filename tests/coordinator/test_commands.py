@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from coordinator.commands import Client, device, key, run, up
@@ -286,6 +287,7 @@ A_KEY = {
     "created_at": 1.0,
     "expires_at": None,
     "revoked_at": None,
+    "quarantined_at": None,
     "priority": 2,
     "tokens_per_minute": 500,
     "public_cache": True,
@@ -339,7 +341,8 @@ def test_keys_are_listed_with_what_they_may(
     monkeypatch.setenv("COLUMNS", "200")
     keys = [
         A_KEY | {"role": "viewer", "models": ["qwen", "llama*"], "tasks": ["classify"]},
-        A_KEY | {"name": "gone", "revoked_at": 2.0},
+        A_KEY | {"name": "gone", "revoked_at": 2.0, "quarantined_at": 1.0},
+        A_KEY | {"name": "out", "quarantined_at": 0.0},
         A_KEY | {"name": "old", "expires_at": 0.0},
         A_KEY | {"name": "soon", "expires_at": 4e9, "tokens_per_minute": 0},
     ]
@@ -347,6 +350,7 @@ def test_keys_are_listed_with_what_they_may(
     shown = CliRunner().invoke(key, ["ls", "--url", server.url]).output
     for word in ("notes", "llmos_abcdef…", "valid", "revoked", "expired 1970", "until 2096", "500"):
         assert word in shown
+    assert "in quarantine since 1970-01-01" in shown
     for word in ("viewer", "caller", "models qwen, llama*; tasks classify"):
         assert word in shown
     listed = CliRunner().invoke(key, ["ls", "--json", "--url", server.url]).output
@@ -362,6 +366,38 @@ def test_a_key_is_revoked_by_its_name(server: Server, monkeypatch: pytest.Monkey
     result = CliRunner().invoke(key, ["revoke", "x", "--url", server.url])
     assert isinstance(result.exception, RoundError)
     assert "no key called" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("group", "deed", "options", "method", "path", "said"),
+    [
+        (key, "quarantine", ["--reason", "odd"], "POST", "keys/a%2Fb/quarantine", "in quarantine"),
+        (key, "release", [], "DELETE", "keys/a%2Fb/quarantine", "valid again"),
+        (device, "quarantine", ["--reason", "odd"], "POST", "devices/a%2Fb/quarantine", "quarant"),
+        (device, "release", [], "DELETE", "devices/a%2Fb/quarantine", "trusted again"),
+        (device, "revoke", [], "DELETE", "devices/a%2Fb", "is revoked"),
+    ],
+)
+def test_what_is_kept_out_is_named_and_told_to_people_and_machines(
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    group: typer.Typer,
+    deed: str,
+    options: list[str],
+    method: str,
+    path: str,
+    said: str,
+) -> None:
+    monkeypatch.setenv("LLMOS_TOKEN", "token")
+    server.answer = lambda method, path: (200, {"name": "a/b"})
+    for_people = CliRunner().invoke(group, [deed, "a/b", *options, "--url", server.url]).output
+    assert for_people.startswith("a/b ")
+    assert said in for_people
+    told = CliRunner().invoke(group, [deed, "a/b", *options, "--json", "--url", server.url])
+    assert json.loads(told.output) == {"name": "a/b"}
+    body = {"reason": "odd"} if options else None
+    asked = [(method, path, body) for method, path, _, body in server.asked]
+    assert asked == [(method, f"/api/v1/{path}", body)] * 2
 
 
 def test_a_rotated_keys_new_secret_is_alone_on_standard_output(

@@ -91,6 +91,8 @@ DEEDS: dict[str, Callable[[AuditedStore], object]] = {
     "rotate": lambda store: store.rotate_key(
         KEY.name, prefix="llmos_ghijkl", secret_sha256="1" * 64, former_ends_at=9.0
     ),
+    "quarantine": lambda store: store.quarantine_key(KEY.name, "odd", now=4.0),
+    "release": lambda store: store.release_key(KEY.name),
     "revoke": lambda store: store.revoke_key(KEY.name, now=5.0),
     "add run": lambda store: store.add_run(RUN, PLAN.model_dump_json(), Digest("a" * 64), now=2.0),
     "stop": lambda store: store.add_milestone(RunId(RUN), "stopped", {"reason": "so"}, now=3.0),

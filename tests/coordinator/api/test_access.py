@@ -132,6 +132,27 @@ def test_a_revoked_key_opens_nothing_at_once_here_and_within_a_second_elsewhere(
     assert FRESH_S < 1
 
 
+def test_a_key_in_quarantine_opens_nothing_until_it_is_let_out(
+    access: Access, store: Store, clock: Clock
+) -> None:
+    secret, _ = access.make_key("notes")
+    elsewhere = another(store, clock)
+    for deed, opens in (
+        (lambda: access.quarantine("notes", "odd"), False),
+        (lambda: access.release("notes"), True),
+    ):
+        assert elsewhere.principal(f"Bearer {secret}") is not None or opens
+        assert deed()
+        for each in (access, elsewhere):
+            assert (each.principal(f"Bearer {secret}") is not None) is opens
+            clock.at += FRESH_S + 0.01
+    assert not access.quarantine("nobody", "odd")
+    assert not access.release("no/body")
+    assert access.quarantine("notes", "odd")
+    with pytest.raises(DataError, match="in quarantine"):
+        access.rotate("notes", overlap_hours=1)
+
+
 def test_a_new_key_is_known_elsewhere_within_a_second(
     access: Access, store: Store, clock: Clock
 ) -> None:

@@ -52,10 +52,11 @@ OWN = {("DELETE", SESSION), ("PUT", f"{SESSION}/password")}
 KEYS, AUDIT, PEOPLE = "/api/v1/keys", "/api/v1/audit", "/api/v1/people"
 ALARMS = "/api/v1/alarms"
 ADMINS = (KEYS, AUDIT, PEOPLE, f"{SESSION}/first")
+KEPT_OUT = "/api/v1/keys/{name}/quarantine"
 MAY: dict[Role, Callable[[str, str], bool]] = {
     Role.ADMIN: lambda method, path: True,
     Role.OPERATOR: lambda method, path: (
-        not path.startswith((*ADMINS, "/metrics"))
+        (not path.startswith((*ADMINS, "/metrics")) or (method, path) == ("POST", KEPT_OUT))
         and (method, path) != ("DELETE", "/api/v1/devices/{name}")
     ),
     Role.VIEWER: lambda method, path: (

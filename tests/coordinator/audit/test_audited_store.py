@@ -36,11 +36,14 @@ ALL = [
     ("device:kitchen", "device-joined", "kitchen"),
     ("admin", "key-made", "notes"),
     ("admin", "key-rotated", "notes"),
+    ("admin", "key-quarantined", "notes"),
+    ("admin", "key-released", "notes"),
     ("admin", "key-revoked", "notes"),
     ("admin", "run-submitted", "run"),
     ("coordinator", "run-stopped", "run"),
 ]
 """What is told of all deeds."""
+PASSED = ("token-made", "key-rotated", "key-quarantined", "key-released")
 
 
 @pytest.fixture
@@ -143,10 +146,12 @@ def test_what_is_refused_leaves_no_record(trail: Trail) -> None:
             store.join("a guess", DeviceId("attic"), PublicKey(bytes([1]) * 32), now=1.0)
         assert store.revoke_key(KEY.name, now=9.0), "it was revoked before"
         assert not store.revoke_key("nobody's", now=9.0)
+        assert not store.quarantine_key(KEY.name, "odd", now=9.0)
+        assert not store.release_key(KEY.name)
     assert trail.told() == ALL
 
 
-@pytest.mark.parametrize("deed", ["token", "add key", "revoke", "add run"])
+@pytest.mark.parametrize("deed", ["token", "add key", "quarantine", "release", "revoke", "add run"])
 def test_what_cannot_be_written_down_does_not_happen(trail: Trail, deed: str) -> None:
     with closing(open_store(trail)) as store:
         for name, do in DEEDS.items():
@@ -155,8 +160,10 @@ def test_what_cannot_be_written_down_does_not_happen(trail: Trail, deed: str) ->
                 with pytest.raises(StorageError):
                     do(store)
                 assert store.runs() == []
-                keys = [key.revoked_at for key in store.api_keys()]
-                assert keys == {"add key": [], "revoke": [None], "add run": [5.0]}.get(deed, [])
+                keys = [(key.quarantined_at, key.revoked_at) for key in store.api_keys()]
+                is_left = {"quarantine": (None, None), "release": (4.0, None)}
+                is_left |= {"revoke": (None, None), "add run": (None, 5.0)}
+                assert keys == ([is_left[deed]] if deed in is_left else [])
                 disk.full = False
             do(store)
     assert trail.told() == ALL
@@ -283,8 +290,8 @@ def test_a_store_from_before_there_was_a_log_is_written_down_once(trail: Trail) 
             pass
     assert trail.caught_up == [6, 0]
     there = trail.told()
-    # Of tokens and rotations the store does not tell when they were.
-    known = [told for told in ALL if told[1] not in ("token-made", "key-rotated")]
+    # Of these the store does not tell when they were.
+    known = [told for told in ALL if told[1] not in PASSED]
     assert sorted(there) == sorted([*known, ("coordinator", "round-failed", "run/1")])
     (joined,) = facts_of(trail, Action.DEVICE_JOINED)
     assert (joined["late"], joined["happened_at"]) == (True, 1)
@@ -403,6 +410,8 @@ def test_a_coordinator_killed_between_row_and_record_finds_out_when_it_starts(
             rows = {
                 "join": [device.name for device in store.devices()] == [DEVICE],
                 "add key": bool(store.api_keys()),
+                "quarantine": any(key.quarantined_at is not None for key in store.api_keys()),
+                "release": all(key.quarantined_at is None for key in store.api_keys()),
                 "revoke": any(key.revoked_at is not None for key in store.api_keys()),
                 "add run": bool(store.runs()),
                 "stop": bool(store.runs()) and "stopped" in store.milestones(RUN),

@@ -788,6 +788,7 @@ def test_the_manifest_says_what_is_in_it(saved: Path) -> None:
         "join_tokens": 1,
         "api_keys": 0,
         "api_key_roles": 0,
+        "api_key_quarantines": 0,
         "people": 0,
         "runs": 1,
         "milestones": 1,

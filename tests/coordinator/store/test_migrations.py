@@ -50,6 +50,7 @@ _SINCE = (
     "people",
     "device_standings",
     "api_key_roles",
+    "api_key_quarantines",
     "alarms",
 )
 """Tables that schema 4 had not, each before the tables that it refers to."""

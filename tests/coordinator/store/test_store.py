@@ -303,6 +303,33 @@ def test_a_key_is_kept_as_it_is_and_once(store: Store) -> None:
     assert [other.opens(now) for now in (8.9, 9.0)] == [True, False]
 
 
+def test_a_key_in_quarantine_opens_nothing_and_stays_as_it_is(place: Place, store: Store) -> None:
+    store.add_key(KEY)
+    assert store.quarantine_key("notes", "odd", now=5.0)
+    assert store.quarantine_key("notes", "again", now=6.0)
+    (kept,) = store.api_keys()
+    assert kept == dataclasses.replace(KEY, quarantined_at=5.0)
+    assert not kept.opens(5.0)
+    beside = place.open()
+    assert beside.api_keys() == [kept]
+    beside.close()
+    for _ in range(2):
+        assert store.release_key("notes")
+        assert store.api_keys() == [KEY]
+    assert not store.quarantine_key("nobody", "odd", now=5.0)
+    assert not store.release_key("nobody")
+
+
+def test_a_key_that_was_revoked_is_not_let_out_of_quarantine(store: Store) -> None:
+    store.add_key(KEY)
+    assert store.quarantine_key("notes", "odd", now=5.0)
+    assert store.revoke_key("notes", now=6.0)
+    assert not store.release_key("notes")
+    assert not store.quarantine_key("notes", "odd", now=7.0)
+    (kept,) = store.api_keys()
+    assert (kept.revoked_at, kept.quarantined_at) == (6.0, 5.0)
+
+
 # Pages of what there is
 
 
