@@ -4,6 +4,7 @@ import type { ReactNode } from "react";
 import type { IconName } from "./components/icon";
 import type { Key } from "./lib/i18n";
 import type { Role } from "./lib/session";
+import { Alarms } from "./pages/alarms";
 import { Audit } from "./pages/audit";
 import { Device } from "./pages/device";
 import { Fleet } from "./pages/fleet";
@@ -69,6 +70,13 @@ export const PAGES: readonly PageEntry[] = [
     icon: "serving",
     roles: READING,
     show: () => <Serving />,
+  },
+  {
+    path: "alarms",
+    title: "alarms.title",
+    icon: "alarms",
+    roles: [...READING, "auditor"],
+    show: () => <Alarms />,
   },
   {
     path: "audit",

@@ -14,6 +14,7 @@ const KEY = {
   created_at: 1_700_000_000,
   expires_at: null,
   revoked_at: null,
+  quarantined_at: null,
   priority: 2,
   tokens_per_minute: 5000,
   public_cache: false,
@@ -114,6 +115,34 @@ describe("keys", () => {
     await waitFor(() => {
       expect(calls.filter((call) => `${call.method} ${call.path}` === LIST)).toHaveLength(2);
     });
+  });
+
+  it("puts into quarantine with a reason, and lets out again", async () => {
+    let quarantined: number | null = null;
+    const calls = await keys({
+      [LIST]: () => ({ body: { items: [{ ...KEY, quarantined_at: quarantined }], next: null } }),
+      "POST /api/v1/keys/app/quarantine": () => {
+        quarantined = 1_700_000_000;
+        return { body: { name: "app" } };
+      },
+      "DELETE /api/v1/keys/app/quarantine": () => {
+        quarantined = null;
+        return { body: { name: "app" } };
+      },
+    });
+    await userEvent.click(screen.getByRole("button", { name: "Quarantine app?" }));
+    await userEvent.type(screen.getByLabelText("Why"), " odd ");
+    const confirm = async (name: string) =>
+      userEvent.click(within(screen.getByRole("dialog")).getByRole("button", { name }));
+    await confirm("Quarantine");
+    expect(await screen.findByText("in quarantine")).toBeTruthy();
+    expect(calls.find((call) => call.method === "POST")?.body).toEqual({ reason: "odd" });
+    expect(screen.queryByRole("button", { name: "A new secret for app" })).toBeNull();
+    expect(screen.getByRole("button", { name: "Revoke app?" })).toBeTruthy();
+    await userEvent.click(screen.getByRole("button", { name: "Let app out of quarantine?" }));
+    await confirm("Let out");
+    expect(await screen.findByRole("button", { name: "Quarantine app?" })).toBeTruthy();
+    expect(await screen.findByText("active")).toBeTruthy();
   });
 
   it("rotates with an overlap, and shows the new secret", async () => {

@@ -14,7 +14,7 @@ async function opened(who: object = ADMIN, answers = {}) {
   await screen.findByRole("heading", { name: "tickets" });
   await waitFor(() => FakeSocket.last());
   act(() => FakeSocket.last().open());
-  expect(FakeSocket.last().watched).toEqual(["run/tickets"]);
+  expect(FakeSocket.last().watched).toEqual(["alarms", "run/tickets"]);
   return calls;
 }
 

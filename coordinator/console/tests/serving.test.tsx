@@ -43,7 +43,7 @@ function stat(name: string): string {
 describe("serving", () => {
   it("shows what waits and how fast it goes, as it changes", async () => {
     await serving({ models: { shop: NOW } });
-    expect(FakeSocket.last().watched).toEqual(["serving"]);
+    expect(FakeSocket.last().watched).toEqual(["alarms", "serving"]);
     expect(stat("At work")).toBe("3 of 8");
     expect(stat("Waiting")).toBe("2");
     expect(stat("First token, median")).toContain("0.25 s");

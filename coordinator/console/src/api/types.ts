@@ -103,6 +103,15 @@ export interface ServingNow {
   models: Record<string, ServedNow>;
 }
 
+export type Alarm = Schemas["AlarmView"];
+
+/** Topic `alarms` of the live feed: those that nobody acknowledged. A member that would be null is left out. */
+export interface AlarmsNow {
+  open: number;
+  /** The newest, by id. */
+  alarms: Record<string, Alarm>;
+}
+
 /** A key without its secret. */
 export interface ApiKey {
   name: string;
@@ -115,6 +124,8 @@ export interface ApiKey {
   created_at: number;
   expires_at: number | null;
   revoked_at: number | null;
+  /** Since then it opens nothing, until it is let out. */
+  quarantined_at: number | null;
   priority: number;
   /** 0: no limit. */
   tokens_per_minute: number;

@@ -1,6 +1,7 @@
 /** Drawn in the page, so that nothing is fetched for them. */
 
 const PATHS = {
+  alarms: "M12 3l9.500 17h-19zM12 10v4M12 17h.01",
   audit: "M7 3h8l4 4v14H7zM15 3v4h4M10 12h6M10 16h6",
   fleet: "M4 5h10v8H4zM2 17h14M17 8h4v12h-5v-3",
   keys: "M15 9a4 4 0 1 0-3.500 4L13 14.500h2v2h2v2h3v-3l-5.500-5.500",

@@ -1,12 +1,13 @@
 /** What is around every page: navigation, live state, language, theme, and who is logged in. */
 
 import { type ReactNode, useEffect, useRef, useState } from "react";
-import { useLiveStatus } from "../api/live";
+import { useLive, useLiveStatus } from "../api/live";
+import type { AlarmsNow } from "../api/types";
 import { useAction } from "../api/use_resource";
 import { useCell } from "../lib/cell";
 import { useCode, useText } from "../lib/i18n";
 import { address } from "../lib/router";
-import { logOut, useSession } from "../lib/session";
+import { logOut, useMay, useSession } from "../lib/session";
 import { type Language, language, type Theme, theme } from "../lib/settings";
 import type { PageEntry } from "../pages";
 import { Button } from "./button";
@@ -43,8 +44,15 @@ export function Switches() {
   );
 }
 
+/** How many alarms nobody has acknowledged; 0 where this role has no live feed. */
+function useOpenAlarms(): number {
+  const isLive = useMay("viewer", "operator", "admin");
+  return useLive<AlarmsNow>(isLive ? "alarms" : null).data?.open ?? 0;
+}
+
 function Links(props: { pages: readonly PageEntry[]; current: string; onGo?: () => void }) {
   const t = useText();
+  const open = useOpenAlarms();
   return (
     <ul>
       {props.pages.map((page) => (
@@ -56,6 +64,14 @@ function Links(props: { pages: readonly PageEntry[]; current: string; onGo?: () 
           >
             <Icon name={page.icon} />
             {t(page.title)}
+            {page.path === "alarms" && open > 0 && (
+              <>
+                <span className="nav-count" aria-hidden="true">
+                  {open}
+                </span>
+                <span className="visually-hidden">{t("alarms.are-open", { n: open })}</span>
+              </>
+            )}
           </a>
         </li>
       ))}

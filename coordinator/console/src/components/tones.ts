@@ -14,5 +14,6 @@ export const RUN_STATES: Tones = {
 };
 export const ROUND_STATES: Tones = { applied: "good", failed: "bad" };
 export const ENGINE_STATES: Tones = { loading: "warn", ready: "good", failed: "bad" };
-export const KEY_STATES: Tones = { active: "good", revoked: "bad" };
+export const KEY_STATES: Tones = { active: "good", quarantined: "warn", revoked: "bad" };
+export const SEVERITIES: Tones = { info: "accent", warning: "warn", critical: "bad" };
 export const PERSON_STATES: Tones = { invited: "accent", active: "good" };

@@ -1,5 +1,6 @@
 /** All texts: one file per page, one line here for each. */
 
+import { alarms } from "./alarms";
 import { audit } from "./audit";
 import { common } from "./common";
 import { fleet } from "./fleet";
@@ -14,6 +15,7 @@ import { serving } from "./serving";
 import { submit } from "./submit";
 
 export const texts = {
+  ...alarms,
   ...audit,
   ...common,
   ...fleet,

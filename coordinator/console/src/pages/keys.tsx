@@ -24,11 +24,20 @@ interface Made {
   key: string;
 }
 
-type Doing = { what: "make" } | { what: "rotate" | "revoke"; name: string };
+type Deed = "rotate" | "revoke" | "quarantine" | "release";
+type Doing = { what: "make" } | { what: Deed; name: string };
+type State = "active" | "expired" | "quarantined" | "revoked";
 
-export function stateOf(key: ApiKey, now: number): "active" | "expired" | "revoked" {
+export function stateOf(key: ApiKey, now: number): State {
   if (key.revoked_at !== null) return "revoked";
-  return key.expires_at !== null && key.expires_at <= now ? "expired" : "active";
+  if (key.expires_at !== null && key.expires_at <= now) return "expired";
+  return key.quarantined_at === null ? "active" : "quarantined";
+}
+
+/** Whether it opens something, or will when it is let out. */
+function isAlive(key: ApiKey, now: number): boolean {
+  const state = stateOf(key, now);
+  return state === "active" || state === "quarantined";
 }
 
 export function Keys() {
@@ -118,14 +127,31 @@ export function Keys() {
       id: "actions",
       head: t("keys.actions"),
       cell: (row) =>
-        stateOf(row, now) === "active" && (
+        isAlive(row, now) && (
           <span className="row">
-            <Button
-              label={t("keys.rotate.title", { name: row.name })}
-              onClick={() => setDoing({ what: "rotate", name: row.name })}
-            >
-              {t("keys.rotate")}
-            </Button>
+            {row.quarantined_at === null ? (
+              <>
+                <Button
+                  label={t("keys.rotate.title", { name: row.name })}
+                  onClick={() => setDoing({ what: "rotate", name: row.name })}
+                >
+                  {t("keys.rotate")}
+                </Button>
+                <Button
+                  label={t("keys.quarantine.title", { name: row.name })}
+                  onClick={() => setDoing({ what: "quarantine", name: row.name })}
+                >
+                  {t("keys.quarantine")}
+                </Button>
+              </>
+            ) : (
+              <Button
+                label={t("keys.release.title", { name: row.name })}
+                onClick={() => setDoing({ what: "release", name: row.name })}
+              >
+                {t("keys.release")}
+              </Button>
+            )}
             <Button
               kind="danger"
               label={t("keys.revoke.title", { name: row.name })}
@@ -156,7 +182,7 @@ export function Keys() {
         <Table
           label={t("keys.title")}
           columns={columns}
-          rows={keys.items.filter((key) => old || stateOf(key, now) === "active")}
+          rows={keys.items.filter((key) => old || isAlive(key, now))}
           rowId={(row) => row.name}
           loading={keys.loading}
           onMore={keys.more ? keys.next : undefined}
@@ -171,8 +197,13 @@ export function Keys() {
       {doing?.what === "rotate" && (
         <RotateKey name={doing.name} onMade={done} onClose={() => setDoing(null)} />
       )}
-      {doing?.what === "revoke" && (
-        <RevokeKey name={doing.name} onDone={() => done(null)} onClose={() => setDoing(null)} />
+      {doing && doing.what !== "make" && doing.what !== "rotate" && (
+        <KeepOut
+          deed={doing.what}
+          name={doing.name}
+          onDone={() => done(null)}
+          onClose={() => setDoing(null)}
+        />
       )}
       {made && (
         <SecretOnce
@@ -345,24 +376,44 @@ function RotateKey(props: { name: string; onMade: (made: Made) => void; onClose:
   );
 }
 
-function RevokeKey(props: { name: string; onDone: () => void; onClose: () => void }) {
+const DONE = {
+  revoke: "keys.revoked",
+  quarantine: "keys.quarantined",
+  release: "keys.released",
+} as const;
+
+/** Ask once more, then shut a key out for good or for now, or let it in again. */
+function KeepOut(props: {
+  deed: keyof typeof DONE;
+  name: string;
+  onDone: () => void;
+  onClose: () => void;
+}) {
   const t = useText();
-  const revoking = useAction(async () => {
-    await api.delete(`/api/v1/keys/${part(props.name)}`);
-    toast(t("keys.revoked", { name: props.name }));
+  const [reason, setReason] = useState("");
+  const { deed, name } = props;
+  const doing = useAction(async () => {
+    const path = `/api/v1/keys/${part(name)}`;
+    if (deed === "revoke") await api.delete(path);
+    else if (deed === "release") await api.delete(`${path}/quarantine`);
+    else await api.post(`${path}/quarantine`, reason.trim() ? { reason: reason.trim() } : {});
+    toast(t(DONE[deed], { name }));
     props.onDone();
   });
   return (
     <ConfirmDialog
-      title={t("keys.revoke.title", { name: props.name })}
-      confirm={t("keys.revoke")}
-      danger
-      busy={revoking.busy}
-      problem={revoking.problem}
-      onConfirm={revoking.run}
+      title={t(`keys.${deed}.title`, { name })}
+      confirm={t(`keys.${deed}`)}
+      danger={deed === "revoke"}
+      busy={doing.busy}
+      problem={doing.problem}
+      onConfirm={doing.run}
       onClose={props.onClose}
     >
-      <p>{t("keys.revoke.about")}</p>
+      <p>{t(`keys.${deed}.about`)}</p>
+      {deed === "quarantine" && (
+        <TextField label={t("keys.reason")} value={reason} onChange={setReason} />
+      )}
     </ConfirmDialog>
   );
 }
