@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.api.live import WEB_SOCKETS
+from coordinator.store.alarms import Alarm
 from shared.loopback import LOOPBACK, served
 from tests.support.console_pages import PASSWORD, Console, console_in_browser
 from tests.support.coordinator_api import Api
@@ -93,6 +94,48 @@ def test_a_key_is_made_used_and_revoked(api: Api, console: Console) -> None:
     console.was_good()
 
 
+def test_a_key_is_kept_out_and_let_in_again(api: Api, console: Console) -> None:
+    secret = api.make_key("till")["key"]
+    console.log_in(first_link(api))
+    page = console.page
+    console.open("keys")
+    page.get_by_role("button", name="Quarantine till?").click()
+    page.get_by_label("Why").fill("odd")
+    page.get_by_role("dialog").get_by_role("button", name="Quarantine").click()
+    page.get_by_text("till is in quarantine").wait_for()
+    assert api.ask(secret).status_code == 401
+    page.get_by_role("button", name="Let till out of quarantine?").click()
+    page.get_by_role("dialog").get_by_role("button", name="Let out").click()
+    page.get_by_text("till is valid again").wait_for()
+    assert api.ask(secret).status_code == 200
+    console.was_good()
+
+
+def raised(api: Api, rule: str, kind: str, name: str, severity: str = "warning") -> None:
+    detail = "protocol.signature: the signature does not fit"
+    api.store.alarms.add(Alarm(0, rule, severity, kind, name, detail, 7, 900.0, 990.0))
+
+
+def test_an_alarm_comes_by_itself_and_goes_when_it_is_acknowledged(
+    api: Api, console: Console
+) -> None:
+    console.log_in(first_link(api))
+    page = console.page
+    console.open("alarms")
+    page.get_by_text("Nothing is wrong").wait_for()
+    raised(api, "bad-signatures", "device", "kitchen")
+    raised(api, "sum-out-of-range", "run", "tickets", "critical")
+    page.get_by_role("link", name="Alarms 2 open").first.wait_for()
+    page.get_by_text("Sum out of range").wait_for()
+    console.picture("alarms")
+    page.get_by_role("button", name="Acknowledge alarm 2").click()
+    page.get_by_role("link", name="Alarms 1 open").first.wait_for()
+    assert page.get_by_text("Sum out of range").count() == 0
+    page.get_by_label("Show those that were acknowledged too").check()
+    page.get_by_text("acknowledged by person:ada").wait_for()
+    console.was_good()
+
+
 def test_a_conversation_comes_in_pieces_and_is_counted(api: Api, console: Console) -> None:
     console.log_in(first_link(api))
     page = console.page
@@ -126,6 +169,7 @@ def test_everything_can_be_read_in_chinese_and_the_choice_stays(api: Api, consol
         "models",
         "playground",
         "serving",
+        "alarms",
         "audit",
         "keys",
         "people",
@@ -141,10 +185,11 @@ def test_everything_can_be_read_in_chinese_and_the_choice_stays(api: Api, consol
 def test_no_page_is_wider_than_its_window(api: Api, base: str, width: int) -> None:
     api.join()
     api.submit()
+    raised(api, "bad-signatures", "device", "a-long-name-" * 4)
     with console_in_browser(base, viewport={"width": width, "height": 800}) as console:
         console.log_in(first_link(api))
         places = ("fleet", "fleet/kitchen", "runs", "runs/trial", "runs/_new", "models")
-        for place in (*places, "playground", "serving", "audit", "keys", "people"):
+        for place in (*places, "playground", "serving", "alarms", "audit", "keys", "people"):
             console.open(place)
             console.page.locator("h1").wait_for()
             console.page.wait_for_timeout(300)

@@ -87,7 +87,7 @@ function AlarmTable(props: { label: string; alarms: Alarm[]; listing?: Listing<A
     {
       id: "rule",
       head: t("alarms.rule"),
-      cell: (row) => <Rule rule={row.rule} />,
+      cell: (row) => <Found alarm={row} />,
       sort: (row) => row.rule,
     },
     {
@@ -103,17 +103,20 @@ function AlarmTable(props: { label: string; alarms: Alarm[]; listing?: Listing<A
       sort: (row) => row.count,
       align: "right",
     },
-    { id: "first", head: t("alarms.first"), cell: (row) => <Time at={row.first_at} /> },
     {
       id: "last",
       head: t("alarms.last"),
-      cell: (row) => <Time at={row.last_at} />,
+      cell: (row) => (
+        <>
+          <Time at={row.last_at} />
+          {row.count > 1 && (
+            <div className="soft small">
+              {t("alarms.first")} <Time at={row.first_at} />
+            </div>
+          )}
+        </>
+      ),
       sort: (row) => row.last_at,
-    },
-    {
-      id: "detail",
-      head: t("alarms.detail"),
-      cell: (row) => <span className="soft small break">{row.detail}</span>,
     },
     { id: "state", head: t("alarms.state"), cell: (row) => <State of={row} /> },
   ];
@@ -153,14 +156,15 @@ function AlarmTable(props: { label: string; alarms: Alarm[]; listing?: Listing<A
   );
 }
 
-/** A rule by its name, and what it means; of a newer coordinator's, its code. */
-function Rule({ rule }: { rule: string }) {
+/** A rule by its name, what it means and what it saw last; of a newer coordinator's, its code. */
+function Found({ alarm: { rule, detail } }: { alarm: Alarm }) {
   const code = useCode();
   const about = code("rule-about", rule);
   return (
     <>
       <b>{code("rule", rule)}</b>
-      {about !== rule && <div className="soft small">{about}</div>}
+      {about !== rule && <div className="small">{about}</div>}
+      {detail && <div className="soft small break">{detail}</div>}
     </>
   );
 }
