@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from coordinator.api.app import create_app
-from coordinator.audit.chain import Action, Entry
+from coordinator.audit.chain import Action, Entry, Facts
 from coordinator.store.alarms import Alarm
 from shared.errors import StorageError
 from tests.support.coordinator_api import HEADERS, Api
@@ -99,7 +99,7 @@ def test_it_is_written_down_who_acknowledged_and_before_it_is_done(api: Api) -> 
     sink.full = False
     for _ in range(2):
         assert client.post(f"{PATH}/{number}/acknowledge").status_code == 200
-    facts = {"number": number, "rule": "bad-signatures"}
+    facts: Facts = {"number": number, "rule": "bad-signatures"}
     assert sink.entries == [Entry(Action.ALARM_ACKNOWLEDGED, "admin", "kitchen", facts)]
 
 

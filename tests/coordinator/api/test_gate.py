@@ -349,7 +349,7 @@ def test_it_tells_who_is_refused_and_from_where_keys_are_used(
 
     seen, sender = Seen(), Sender(1)
     headers = [(b"authorization", shown.encode())] if shown is not None else []
-    scope = {"type": "http", "headers": headers, "path": path, "method": method}
+    scope: Scope = {"type": "http", "headers": headers, "path": path, "method": method}
     scope["client"] = ("10.0.0.7", 1234)
     asyncio.run(Gate(app, identify=identify, watch=seen)(scope, sender.receive, sender.send))
     assert seen.told == told

@@ -161,8 +161,12 @@ def test_what_cannot_be_written_down_does_not_happen(trail: Trail, deed: str) ->
                     do(store)
                 assert store.runs() == []
                 keys = [(key.quarantined_at, key.revoked_at) for key in store.api_keys()]
-                is_left = {"quarantine": (None, None), "release": (4.0, None)}
-                is_left |= {"revoke": (None, None), "add run": (None, 5.0)}
+                is_left: dict[str, tuple[float | None, float | None]] = {
+                    "quarantine": (None, None),
+                    "release": (4.0, None),
+                    "revoke": (None, None),
+                    "add run": (None, 5.0),
+                }
                 assert keys == ([is_left[deed]] if deed in is_left else [])
                 disk.full = False
             do(store)

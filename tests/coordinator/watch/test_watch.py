@@ -315,12 +315,16 @@ def test_of_one_rule_there_are_only_so_many_open_alarms(scene: Scene) -> None:
     assert shared.count == (MOST_OPEN + 20) // EVERYBODY + 20 + 1
 
 
+def assert_set(event: threading.Event) -> None:
+    assert event.wait(60)
+
+
 def test_what_comes_too_fast_is_dropped_and_counted(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MOST_WAITING", 10)
     held = threading.Event()
-    scene.watch._post(lambda: held.wait(60) and None)
+    scene.watch._post(lambda: assert_set(held))
     assert eventually(scene.watch._waiting.empty)
     for _ in range(25):
         scene.watch.message_refused("kitchen", BadSignature("x"), by_itself=False)
