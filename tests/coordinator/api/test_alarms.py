@@ -10,7 +10,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from coordinator.api.app import create_app
+from coordinator.api.live import live_topics
 from coordinator.audit.chain import Action, Entry, Facts
+from coordinator.feed import live_states
+from coordinator.inference.live_serving import LiveServing
+from coordinator.inference.text_services import TextServices
 from coordinator.store.alarms import Alarm
 from shared.errors import StorageError
 from tests.support.coordinator_api import HEADERS, Api
@@ -131,12 +135,25 @@ def test_who_may_read_and_who_may_acknowledge(
 
 
 def test_open_ones_are_watched_live(api: Api) -> None:
-    with api.client.websocket_connect("/api/v1/live", headers=HEADERS) as socket:
-        socket.send_json({"watch": ["alarms"]})
-        assert socket.receive_json()["snapshot"] == {"open": 0, "alarms": {}}
-        number = raised(api)
-        patch = socket.receive_json()["patch"]
-        assert patch["open"] == 1
-        assert patch["alarms"][str(number)]["subject"] == {"kind": "device", "name": "kitchen"}
-        api.store.alarms.acknowledge(number, "anna", now=9.0)
-        assert socket.receive_json()["patch"] == {"open": 0, "alarms": {str(number): None}}
+    topics = live_topics(api.store, api.fleet, api.desk, LiveServing())
+    assert topics.read("alarms") == {"open": 0, "alarms": {}}
+    first, second = raised(api), raised(api, "garage")
+    found = topics.read("alarms")
+    assert (found["open"], set(found["alarms"])) == (2, {str(first), str(second)})
+    assert found["alarms"][str(first)]["subject"] == {"kind": "device", "name": "kitchen"}
+    assert "acknowledged_at" not in found["alarms"][str(first)], "a patch's null takes away"
+    api.store.alarms.acknowledge(first, "anna", now=9.0)
+    assert set(topics.read("alarms")["alarms"]) == {str(second)}
+
+
+def test_listeners_are_told_of_what_is_new_or_was_found_again(api: Api) -> None:
+    number = raised(api)
+    states = live_states(api.fleet, api.desk, TextServices(), api.store.alarms)
+    told = {"alarm": number, "rule": "bad-signatures", "about": "device kitchen", "count": 4}
+    assert states[f"alarm {number}"] == ("alarm", told | {"severity": "warning"})
+    api.store.alarms.acknowledge(number, "anna", now=9.0)
+    assert (
+        live_states(api.fleet, api.desk, TextServices(), api.store.alarms)
+        .keys()
+        .isdisjoint({f"alarm {number}"})
+    )
