@@ -16,24 +16,10 @@ from coordinator.feed import live_states
 from coordinator.inference.live_serving import LiveServing
 from coordinator.inference.text_services import TextServices
 from coordinator.store.alarms import Alarm
-from shared.errors import StorageError
 from tests.support.coordinator_api import HEADERS, Api
+from tests.support.people import Told
 
 PATH = "/api/v1/alarms"
-
-
-class Sink:
-    """An audit log that can be full."""
-
-    def __init__(self) -> None:
-        self.entries: list[Entry] = []
-        self.full = False
-
-    def record(self, entry: Entry) -> int:
-        if self.full:
-            raise StorageError("the disk is full")
-        self.entries.append(entry)
-        return len(self.entries)
 
 
 @pytest.fixture
@@ -94,7 +80,7 @@ def test_one_that_somebody_acknowledged_is_no_longer_open(api: Api) -> None:
 
 
 def test_it_is_written_down_who_acknowledged_and_before_it_is_done(api: Api) -> None:
-    sink, number = Sink(), raised(api)
+    sink, number = Told(), raised(api)
     app = create_app(dataclasses.replace(api.services, audit=sink))
     client = TestClient(app, raise_server_exceptions=False, headers=HEADERS)
     sink.full = True

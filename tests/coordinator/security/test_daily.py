@@ -14,7 +14,6 @@ from structlog.testing import capture_logs
 from coordinator import process
 from coordinator.audit.chain import Action, Entry
 from coordinator.audit.log import AuditLog
-from coordinator.audit.sink import NoAudit
 from coordinator.security.daily import REMEMBERED, DailyCheck, LookInChild, raise_finding
 from coordinator.security.findings import Finding
 from coordinator.store.store import Store
@@ -22,23 +21,10 @@ from coordinator.watch.settings import Watching
 from shared.crypto.identity import Identity
 from shared.errors import ChildDied, StorageError
 from tests.support.brokers import eventually
+from tests.support.people import Told
 
 OLD = Finding("backup-old", "backup", "the last one is 9 days old")
 OPEN = Finding("secret-open", "admin.token", "its mode is 644, and not 600")
-
-
-class Book(NoAudit):
-    """Keeps what was recorded; refuses while it is told to."""
-
-    def __init__(self) -> None:
-        self.entries: list[Entry] = []
-        self.refuses = False
-
-    def record(self, entry: Entry) -> int:
-        if self.refuses:
-            raise StorageError("full")
-        self.entries.append(entry)
-        return len(self.entries)
 
 
 class Looking:
@@ -82,18 +68,18 @@ def test_a_memory_that_was_damaged_is_as_good_as_none(tmp_path: Path, damaged: b
 
 def test_what_could_not_be_raised_is_raised_the_next_time(tmp_path: Path) -> None:
     """C3."""
-    book = Book()
-    book.refuses = True
+    book = Told()
+    book.full = True
     check = DailyCheck(tmp_path, look=lambda: [OLD], raise_one=lambda f: raise_finding(f, book))
     with pytest.raises(StorageError):
         check.check()
-    book.refuses = False
+    book.full = False
     check.check()
     assert [entry.subject for entry in book.entries] == ["backup"]
 
 
 def test_it_is_raised_as_a_record_and_a_line() -> None:
-    book = Book()
+    book = Told()
     with capture_logs() as lines:
         raise_finding(OPEN, book)
         raise_finding(Finding("key-old", "ke\ny" * 99, "old"), book)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.audit.chain import Action, Entry
+from coordinator.audit.chain import Action
 from coordinator.federation.rounds import RoundFailed
 from coordinator.inference.engine import Finished
 from coordinator.inference.front_desk import Served
@@ -31,23 +31,10 @@ from shared.errors import (
 )
 from shared.types import RoundNumber, RunId
 from tests.support.brokers import eventually
+from tests.support.people import Told
 from tests.support.stores import sqlite_place
 
 NOW = 1_000_000.0
-
-
-class Sink:
-    """An audit log that can be full."""
-
-    def __init__(self) -> None:
-        self.entries: list[Entry] = []
-        self.full = False
-
-    def record(self, entry: Entry) -> int:
-        if self.full:
-            raise StorageError("the disk is full")
-        self.entries.append(entry)
-        return len(self.entries)
 
 
 class Scene:
@@ -56,7 +43,7 @@ class Scene:
     def __init__(self, home: Path, rows: AlarmRows) -> None:
         self.home = home
         self.rows = rows
-        self.sink = Sink()
+        self.sink = Told()
         self.told: list[Alarm] = []
         self.quarantined: list[tuple[str, str]] = []
         self.now = NOW
