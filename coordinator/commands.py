@@ -493,11 +493,12 @@ def list_devices(
     if as_json:
         typer.echo(json.dumps(devices))
         return
-    table = Table("device", "standing", "state", "fingerprint")
+    table = Table("device", "standing", "state", "version", "condition", "ε left", "fingerprint")
     for entry in devices:
-        table.add_row(
-            entry["name"], entry["standing"], escape(entry["state"]), entry["fingerprint"]
-        )
+        left = "-" if entry["budget_left"] is None else f"{entry['budget_left']:g}"
+        told = (entry["version"] or "-", entry["condition"] or "-", left)
+        cells = (entry["name"], entry["standing"], entry["state"], *told, entry["fingerprint"])
+        table.add_row(*(escape(cell) for cell in cells))
     Console().print(table)
 
 

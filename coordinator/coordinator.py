@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from coordinator.conductor import Conductor
-from coordinator.fleet.transport_fleet import AnswersWith, TransportFleet
+from coordinator.fleet.transport_fleet import AboutDevice, AnswersWith, TransportFleet
 from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.questions import Questions
 from coordinator.probe import MakeModel
@@ -25,6 +25,7 @@ from shared.wire import topics
 from shared.wire.chunks import Downloads, serve_blob
 from shared.wire.envelope import NO_ROUND, NO_RUN, Envelope, Post
 from shared.wire.messages import (
+    About,
     Accepted,
     Answering,
     BlobChunk,
@@ -207,6 +208,8 @@ class Coordinator:
                 self.fleet.set_state(device, state)
                 if conductor is not None and state == "training":
                     conductor.is_at_work(device)
+            case About() as message:
+                self.fleet.set_about(device, AboutDevice.read(message))
             case Answering() | Question() as message:
                 self._about_answers(device, message)
             case Contribution() as message:

@@ -16,6 +16,7 @@ from typing import Final
 
 import structlog
 
+from edge_agent.about import SelfDescription
 from edge_agent.inference.answering import CoordinatorAnswer
 from edge_agent.outbox import Outbox, Waiting
 from edge_agent.participate import Home, Invited, Owner, check_allowed, participate
@@ -45,6 +46,7 @@ from shared.wire import topics
 from shared.wire.chunks import Downloads, serve_blob
 from shared.wire.envelope import NO_ROUND, NO_RUN, Envelope, Post, open_sealed
 from shared.wire.messages import (
+    About,
     Accepted,
     BlobChunk,
     BlobRequest,
@@ -69,6 +71,12 @@ from shared.wire.messages import (
 PRESENCE_S: Final = 5.0
 ANSWERING_S: Final = 60.0
 """How often the coordinator hears what this device answers with."""
+
+ABOUT_S: Final = 60.0
+"""How often this device looks whether it has something new to tell of itself."""
+
+ABOUT_AGAIN_S: Final = 600.0
+"""How often it tells that in any case: a message may be lost."""
 
 REPEAT_S: Final = 3.0
 REPEAT_AT_MOST_S: Final = 60.0
@@ -163,6 +171,10 @@ class Agent:
         self._releases = Releases(home, self._downloads, bench, installed)
         self._questions: dict[str, Future[CoordinatorAnswer]] = {}
         self._answering_at = float("-inf")
+        self._description = SelfDescription(home, owner)
+        self._about_at = float("-inf")
+        self._told: tuple[About, float] | None = None
+        """What it told of itself last, and when."""
         self._task: _Task | None = None
         self._present_at = float("-inf")
         self._worked_at = float("inf")
@@ -192,6 +204,8 @@ class Agent:
             self._show()
         if now - self._answering_at >= ANSWERING_S:
             self._show_answering()
+        if now - self._about_at >= ABOUT_S:
+            self._show_about()
         if self._task is None and now - self._worked_at >= WARM_S:
             self._worked_at = float("inf")
             self._trainer.close()
@@ -213,8 +227,10 @@ class Agent:
             case BlobRequest() as request:
                 self._serve(request)
             case Call():
+                self._told = None  # whoever calls has just started, and knows nothing
                 self._show()
                 self._show_answering()
+                self._show_about()
             case Release() as release:
                 self._releases.offered(release)
             case Reply() as reply:
@@ -515,6 +531,14 @@ class Agent:
     def _show_answering(self) -> None:
         self._answering_at = self._bench.now()
         self._send(self._releases.answering(), NO_RUN, NO_ROUND)
+
+    def _show_about(self) -> None:
+        """Tell of this device what was not told yet, or long ago."""
+        self._about_at = now = self._bench.now()
+        about = self._description.now()
+        if self._told is None or self._told[0] != about or now - self._told[1] >= ABOUT_AGAIN_S:
+            self._told = about, now
+            self._send(about, NO_RUN, NO_ROUND)
 
     def _show(self) -> None:
         busy = self._task is not None and self._task.training

@@ -39,6 +39,9 @@ def join_fleet(
     epsilon: Annotated[
         float, typer.Option(min=0.01, help="Privacy budget over the life of the examples.")
     ] = 10.0,
+    tell_budget: Annotated[
+        bool, typer.Option("--tell-budget", help="Let the coordinator know what is left of it.")
+    ] = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Make a key on this device and join a coordinator."""
@@ -52,6 +55,7 @@ def join_fleet(
         key_holder=key_holder,
         min_devices=min_devices,
         epsilon_budget=epsilon,
+        tell_budget=tell_budget,
     )
     typer.echo(f"joined as {membership.device}; start with 'llmos edge run'")
 
@@ -103,6 +107,7 @@ def run(
                 membership.budget,
                 membership.delta,
                 simulation_seed=seed,
+                tells_budget=membership.tell_budget,
             ),
             trust=Trust(
                 coordinator=parse_public(membership.coordinator),
@@ -206,6 +211,10 @@ def change_budget(
         bool, typer.Option("--unlimited", help="No limit; also allows runs without noise.")
     ] = False,
     delta: Annotated[float | None, typer.Option(help="The δ at which it is meant.")] = None,
+    tell: Annotated[
+        bool | None,
+        typer.Option("--tell/--keep", help="Whether the coordinator knows what is left of it."),
+    ] = None,
     home: Home = DEFAULT_HOME,
     as_json: AsJson = False,
 ) -> None:
@@ -214,12 +223,21 @@ def change_budget(
     from shared.errors import ConfigError
     from shared.service import home_lock
 
-    if unlimited == (epsilon is not None):
+    if unlimited and epsilon is not None:
         raise ConfigError(["give either --epsilon or --unlimited"], source="options")
+    changes: dict[str, float | bool | None] = {}
+    if unlimited or epsilon is not None:
+        changes["epsilon_budget"] = epsilon
+    changes |= {"delta": delta} if delta is not None else {}
+    changes |= {"tell_budget": tell} if tell is not None else {}
+    if not changes:
+        raise ConfigError(
+            ["give --epsilon or --unlimited, --delta, --tell or --keep"], source="options"
+        )
     home = home.expanduser()
     read_membership(home)  # or the lock would make a folder for a device that has not joined
     with home_lock(home):
-        set_budget(home, epsilon, delta)
+        set_budget(home, **changes)
     _tell_budget(home, as_json=as_json)
 
 
@@ -245,6 +263,7 @@ def _tell_budget(home: Path, *, as_json: bool, accountant: Accountant = Accounta
             "epsilon_alone": alone if math.isfinite(alone) else None,
             "delta": delta,
             "budget": allowed,
+            "told": membership.tell_budget,
             "charges": len(ledger.charges()),
         }
         typer.echo(json.dumps(facts))

@@ -37,6 +37,7 @@ class Membership(Table):
             runs without noise.
         delta: The δ at which the budget is meant; keep it below 1 / examples.
         clear_runs: Whether updates may be added in clear.
+        tell_budget: Whether the coordinator is told what is left of the budget.
         simulation_seed: Hexadecimal; makes noise repeatable, for demonstrations.
     """
 
@@ -49,6 +50,7 @@ class Membership(Table):
     epsilon_budget: float | None = Field(10.0, gt=0)
     delta: float = Field(1e-5, gt=0, lt=1)
     clear_runs: bool = False
+    tell_budget: bool = False
     simulation_seed: str = ""
 
     @property
@@ -91,6 +93,7 @@ def join(
     min_devices: int = 16,
     epsilon_budget: float | None = 10.0,
     clear_runs: bool = False,
+    tell_budget: bool = False,
     simulation_seed: str = "",
 ) -> Membership:
     """Make a key on this device and register its public half.
@@ -107,6 +110,7 @@ def join(
         min_devices: Fewest devices in an opened sum that the owner accepts.
         epsilon_budget: Most ε over the life of the example store; None has no limit.
         clear_runs: Whether updates may be added in clear.
+        tell_budget: Whether the coordinator is told what is left of the budget.
         simulation_seed: For simulated devices only.
 
     Raises:
@@ -148,6 +152,7 @@ def join(
             "min_devices": min_devices,
             "epsilon_budget": epsilon_budget,
             "clear_runs": clear_runs,
+            "tell_budget": tell_budget,
             "simulation_seed": simulation_seed,
         },
         source="options",
@@ -156,25 +161,20 @@ def join(
     return membership
 
 
-def set_budget(home: Path, epsilon_budget: float | None, delta: float | None = None) -> Membership:
+def set_budget(home: Path, **changes: float | bool | None) -> Membership:
     """Change what the owner allows; what was spent stays spent.
 
     The agent reads it when it starts: call this with the home's lock held.
 
     Args:
         home: The device's folder.
-        epsilon_budget: Most ε over the life of the example store; None has no limit.
-        delta: The δ at which it is meant; None keeps the one that is set.
+        changes: Of ``epsilon_budget``, ``delta`` and ``tell_budget``, those that are to change.
 
     Raises:
         ConfigError: it has not joined, or a number lies outside its domain.
         StorageError: the disk refused; the budget is as it was.
     """
-    before = read_membership(home)
-    fields = before.model_dump() | {"epsilon_budget": epsilon_budget}
-    if delta is not None:
-        fields["delta"] = delta
-    after = read(Membership, fields, source="options")
+    after = read(Membership, read_membership(home).model_dump() | changes, source="options")
     write_durably(home / FILE, after.model_dump_json(indent=2).encode(), mode=0o600)
     return after
 

@@ -119,12 +119,14 @@ class Owner:
         delta: The δ at which that ε is meant: the owner's, not the job's, since
             a job could name one at which any ε looks small.
         simulation_seed: Makes noise repeatable; only for simulated devices.
+        tells_budget: Whether the coordinator is told what is left of the budget.
     """
 
     device: DeviceId
     epsilon_budget: float
     delta: float = 1e-5
     simulation_seed: bytes | None = None
+    tells_budget: bool = False
 
 
 def check_allowed(plan: RunPlan, round_: RoundNumber, home: Home, owner: Owner) -> None:

@@ -38,6 +38,18 @@ class DeviceSummary(BaseModel):
     state: str = Field(
         description="idle or training, as it said; away: not heard lately", examples=["idle"]
     )
+    version: str | None = Field(
+        description="Of its agent; null: it has not said since the coordinator began",
+        examples=["0.1.0"],
+    )
+    condition: str | None = Field(
+        description="Why it would decline an invitation: budget-spent, no-examples, storage; "
+        "empty: nothing it knows of; null as in version",
+        examples=[""],
+    )
+    budget_left: float | None = Field(
+        description="ε left of its owner's budget; null: the owner does not tell", examples=[3.25]
+    )
 
 
 class RunEvent(BaseModel, extra="allow"):
@@ -92,6 +104,7 @@ def listing_routes(services: Services) -> APIRouter:
 def device_summary(fleet: TransportFleet, device: Device) -> DeviceSummary:
     """A device as lists show it."""
     public_key, of_it = _spelt(device.public_key)
+    about = fleet.about(device.name)
     return DeviceSummary(
         name=device.name,
         public_key=public_key,
@@ -99,6 +112,9 @@ def device_summary(fleet: TransportFleet, device: Device) -> DeviceSummary:
         joined_at=device.joined_at,
         standing=device.standing,
         state=fleet.state(device.name),
+        version=about.version if about else None,
+        condition=about.condition if about else None,
+        budget_left=about.budget_left if about else None,
     )
 
 

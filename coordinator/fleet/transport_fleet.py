@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from coordinator.store.store import TRUSTED, Device
-from shared.errors import NotPermitted, UndecodableMessage
+from shared.errors import NotPermitted, ProtocolError, UndecodableMessage
 from shared.transport.transport import Transport
 from shared.types import DeviceId, PublicKey, RoundNumber, RunId
 from shared.wire import topics
 from shared.wire.envelope import Envelope, Post
-from shared.wire.messages import Call, Message
+from shared.wire.messages import About, Call, Message
 
 PRESENT_S: Final = 20.0
 """A device that was not heard for this long is not asked (it speaks every 5 s)."""
@@ -32,6 +33,39 @@ class AnswersWith:
     manifest: str
 
 
+@dataclass(frozen=True, slots=True)
+class AboutDevice:
+    """What a device said of itself.
+
+    Attributes:
+        version: Of its agent.
+        condition: Why it would decline an invitation now, a code; empty: nothing it knows of.
+        budget_left: ε that is left of its owner's budget; ``None``: the owner does not tell.
+    """
+
+    version: str
+    condition: str
+    budget_left: float | None
+
+    @classmethod
+    def read(cls, message: About) -> AboutDevice:
+        """Read what a device sent. Raises ProtocolError: something is longer or other than it may be."""
+        for name, pattern in (
+            ("version", _VERSION),
+            ("condition", _CODE),
+            ("budget_left", _EPSILON),
+        ):
+            if not pattern.fullmatch(getattr(message, name)):
+                raise ProtocolError(f"about.{name} is not what a device may tell")
+        left = float(message.budget_left) if message.budget_left else None
+        return cls(message.version, message.condition, left)
+
+
+_VERSION: Final = re.compile(r"[0-9A-Za-z.+!_-]{1,32}")
+_CODE: Final = re.compile(r"[a-z-]{0,32}")
+_EPSILON: Final = re.compile(r"([0-9]{1,9}(\.[0-9]{1,6})?)?")
+
+
 @dataclass(slots=True)
 class _Station:
     public_key: PublicKey
@@ -39,6 +73,7 @@ class _Station:
     heard_at: float = float("-inf")
     state: str = "unknown"
     answers_with: AnswersWith | None = None
+    about: AboutDevice | None = None
 
 
 class TransportFleet:
@@ -151,6 +186,15 @@ class TransportFleet:
         """What a device answers with; ``None``: it has not said since this process began."""
         station = self._stations.get(device)
         return station.answers_with if station else None
+
+    def set_about(self, device: DeviceId, what: AboutDevice) -> None:
+        """Remember what a device said of itself."""
+        self._stations[device].about = what
+
+    def about(self, device: DeviceId) -> AboutDevice | None:
+        """What a device said of itself; ``None``: it has not since this process began."""
+        station = self._stations.get(device)
+        return station.about if station else None
 
     def _key_of(self, peer: str) -> PublicKey | None:
         if peer == topics.KEY_HOLDER:

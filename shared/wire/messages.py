@@ -191,6 +191,23 @@ class Presence(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class About(Message):
+    """What a device tells of itself, for whoever looks after the fleet.
+
+    Attributes:
+        version: Of its agent; 1 to 32 of letters, digits, ``.``, ``+``, ``-``, ``!`` and ``_``.
+        condition: Why it would decline an invitation now, a code; empty: nothing it knows of.
+        budget_left: ε that is left of the owner's budget, as a decimal number; empty where the
+            owner does not tell.
+    """
+
+    kind: ClassVar[str] = "about"
+    version: str
+    condition: str
+    budget_left: str
+
+
+@dataclass(frozen=True, slots=True)
 class Accepted(Message):
     """The device takes part in the envelope's round."""
 
@@ -374,6 +391,7 @@ KINDS: Final[dict[str, type[Message]]] = {
         Release,
         Reply,
         Presence,
+        About,
         Answering,
         Question,
         Accepted,

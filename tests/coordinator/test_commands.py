@@ -175,6 +175,9 @@ JOINED = {
     "name": "kitchen",
     "standing": "trusted",
     "state": "idle",
+    "version": "0.1.0",
+    "condition": "budget-spent",
+    "budget_left": 0.25,
     "fingerprint": "ABCD-EFGH",
 }
 WITHOUT_RESULT = ROUND | {"accuracy": {}, "loss": None, "saturated": None, "state": "open"}
@@ -195,7 +198,9 @@ def test_runs_and_devices_are_shown_as_tables_or_as_json(server: Server) -> None
     server.answer = lambda method, path: (200, VIEW | {"rounds": [narrow]})
     assert "2.0% of the values were out of range" in invoke(run, server, "show", "trial")
     server.answer = pages_of([JOINED])
-    assert "ABCD-EFGH" in invoke(device, server, "ls")
+    listed = invoke(device, server, "ls")
+    for word in ("ABCD-EFGH", "0.1.0", "budget-spent", "0.25"):
+        assert word in listed
     assert json.loads(invoke(device, server, "ls", "--json")) == [JOINED]
 
 

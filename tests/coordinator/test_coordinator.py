@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from coordinator.federation.rounds import AdapterApplied, RoundFailed, UpdateStored
+from coordinator.fleet.transport_fleet import AboutDevice
 from shared.errors import LlmOsError, ModelError, StorageError
 from shared.types import DeviceId, FloatMatrix, RoundNumber, RunId
 from shared.wire import topics
-from shared.wire.messages import Invitation, Opened, Presence
+from shared.wire.messages import About, Invitation, Opened, Presence
 from tests.support.coordination import RUN, FixedFeatures, World
 
 OTHER = RunId("other")
@@ -157,3 +158,15 @@ def test_a_device_is_idle_or_training_and_nothing_else(world: World, state: str)
     device.send(Presence("training"))
     world.run_for(1)
     assert world.coordinator.fleet.heard(device.name)[1] == "training"
+
+
+def test_what_a_device_tells_of_itself_is_remembered_and_nonsense_is_not(world: World) -> None:
+    world.add_devices("ab")
+    world.start()
+    world.devices["device-a"].send(About("0.1.0", "budget-spent", "0.00"))
+    world.devices["device-b"].send(About("0.1.0", "<script>", ""))
+    world.run_for(1.0)
+    fleet = world.coordinator.fleet
+    assert fleet.about(DeviceId("device-a")) == AboutDevice("0.1.0", "budget-spent", 0.0)
+    assert fleet.about(DeviceId("device-b")) is None
+    assert world.failures == []

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_agent.agent import PRESENCE_S, REPEAT_AT_MOST_S, REPEAT_S, WARM_S
+from edge_agent.agent import ABOUT_AGAIN_S, ABOUT_S, PRESENCE_S, REPEAT_AT_MOST_S, REPEAT_S, WARM_S
 from shared.crypto.identity import Identity
 from shared.crypto.sum_cipher import SumContext, cipher_for, opener_for
 from shared.crypto.sum_groups import joined
@@ -26,6 +26,7 @@ from shared.transport.memory import Link
 from shared.types import RoundNumber
 from shared.wire.envelope import NO_ROUND, NO_RUN, seal
 from shared.wire.messages import (
+    About,
     Accepted,
     BlobChunk,
     BlobRequest,
@@ -125,6 +126,25 @@ def test_it_answers_while_it_trains_and_says_that_it_does(start: Start) -> None:
     assert world.coordinator.said(Presence)[-1] == Presence("training")
     world.run_for(TRAINS_S)
     assert world.coordinator.said(Presence)[-1] == Presence("idle")
+
+
+def test_it_tells_of_itself_at_the_start_when_called_when_changed_and_now_and_then(
+    start: Start,
+) -> None:
+    world = start()
+    world.run_for(0.5)
+    (about,) = world.coordinator.said(About)
+    assert (about.condition, about.budget_left) == ("", "")
+    world.coordinator.send(Call())
+    world.run_for(0.5)
+    assert world.coordinator.said(About) == [about] * 2
+    world.run_for(ABOUT_S * 3)
+    assert len(world.coordinator.said(About)) == 2, "nothing new"
+    world.home.examples.unlink()
+    world.run_for(ABOUT_S + PRESENCE_S)
+    assert [each.condition for each in world.coordinator.said(About)[2:]] == ["no-examples"]
+    world.run_for(ABOUT_AGAIN_S + ABOUT_S + PRESENCE_S)
+    assert [each.condition for each in world.coordinator.said(About)[3:]] == ["no-examples"]
 
 
 # A round, from invitation to receipt

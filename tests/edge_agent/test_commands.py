@@ -132,6 +132,19 @@ def test_a_changed_budget_is_kept_and_what_was_spent_stays_spent(
     assert membership.delta == 1e-6
 
 
+def test_whether_the_budget_is_told_is_the_owners_choice_and_changes_nothing_else(
+    llmos: CommandLine, home: Home
+) -> None:
+    before = read_membership(home.folder)
+    assert not before.tell_budget
+    change = ("edge", "budget", "set", "--home", home.folder, "--json")
+    assert llmos(*change, "--tell") == 0
+    assert json.loads(llmos.out)["told"]
+    assert read_membership(home.folder) == before.model_copy(update={"tell_budget": True})
+    assert llmos(*change, "--keep") == 0
+    assert read_membership(home.folder) == before
+
+
 @pytest.mark.parametrize(
     "wrong",
     [[], ["--epsilon", "3", "--unlimited"], ["--epsilon", "3", "--delta", "2"], ["--epsilon", "0"]],

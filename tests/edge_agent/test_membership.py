@@ -97,6 +97,17 @@ def test_what_was_agreed_is_on_disk_for_its_owner_only(
     assert (membership.broker_host, membership.broker_port) == ("127.0.0.1", 1883)
 
 
+def test_what_an_earlier_program_wrote_is_read_with_what_it_could_not_say(
+    server: FalseCoordinator, home: Path
+) -> None:
+    membership = joined(server, home)
+    fields = json.loads((home / FILE).read_text())
+    del fields["tell_budget"]
+    (home / FILE).write_text(json.dumps(fields))
+    assert read_membership(home) == membership
+    assert not membership.tell_budget
+
+
 def test_only_the_public_half_of_the_device_s_key_travels(
     server: FalseCoordinator, home: Path
 ) -> None:

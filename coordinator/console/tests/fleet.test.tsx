@@ -12,6 +12,9 @@ const KITCHEN = {
   joined_at: 1_700_000_000,
   state: "idle",
   standing: "trusted",
+  version: "0.1.0",
+  condition: "",
+  budget_left: 3.25,
 };
 const PATH = "/api/v1/devices/kitchen";
 const VIEW = { ...KITCHEN, heard_at: null, answers_with: null, runs: [] };
@@ -45,6 +48,20 @@ describe("the fleet", () => {
     expect(within(row()).getByText("training")).toBeTruthy();
     act(() => FakeSocket.last().says({ topic: "fleet", patch: { devices: { kitchen: null } } }));
     expect(screen.queryByRole("link", { name: "kitchen" })).toBeNull();
+  });
+
+  it("tells what devices told of themselves, and what they did not", async () => {
+    const spent = { ...KITCHEN, name: "attic", condition: "budget-spent", budget_left: 0 };
+    const { version: _v, condition: _c, budget_left: _b, ...silent } = KITCHEN;
+    const odd = { ...KITCHEN, name: "cellar", condition: "a-new-code" };
+    const devices = { kitchen: KITCHEN, attic: spent, garage: { ...silent, name: "garage" } };
+    await fleet({ at: 1, counts: { idle: 4 }, devices: { ...devices, cellar: odd } });
+    const row = (name: string) =>
+      screen.getByRole("link", { name }).closest("tr")?.textContent ?? "";
+    expect(row("kitchen")).toContain("takes part3.250.1.0");
+    expect(row("attic")).toContain("budget spent0");
+    expect(row("garage")).toContain("not toldnot toldnot told");
+    expect(row("cellar")).toContain("a-new-code");
   });
 
   it("shows a new token once, in the command that spends it", async () => {

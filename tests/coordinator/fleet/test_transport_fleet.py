@@ -7,15 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coordinator.fleet.transport_fleet import PRESENT_S, TransportFleet
+from coordinator.fleet.transport_fleet import PRESENT_S, AboutDevice, TransportFleet
 from coordinator.store.store import Device, Store
 from shared.crypto.identity import Identity
-from shared.errors import BadSignature, NotPermitted, ReplayedMessage, UndecodableMessage
+from shared.errors import (
+    BadSignature,
+    NotPermitted,
+    ProtocolError,
+    ReplayedMessage,
+    UndecodableMessage,
+)
 from shared.transport.memory import MemoryNetwork
 from shared.types import DeviceId, RoundNumber, RunId
 from shared.wire import topics
 from shared.wire.envelope import Post, seal
-from shared.wire.messages import Call, Message, Presence, Receipt, RunOver
+from shared.wire.messages import About, Call, Message, Presence, Receipt, RunOver
 from tests.support.clocks import VirtualClock
 
 
@@ -184,3 +190,42 @@ def test_a_device_whose_row_says_revoked_is_not_heard_after_a_restart(s: Scene) 
     s.registry.append(Device(gone.name, gone.identity.public, 0.0, "revoked"))
     with pytest.raises(NotPermitted, match="revoked"):
         s.fleet.open(*gone.says(Presence("idle")))
+
+
+@pytest.mark.parametrize(
+    ("told", "known"),
+    [
+        (About("0.1.0", "", ""), AboutDevice("0.1.0", "", None)),
+        (
+            About("1!2.0rc1+x_y-z", "budget-spent", "0.00"),
+            AboutDevice("1!2.0rc1+x_y-z", "budget-spent", 0.0),
+        ),
+        (About("2", "of-a-newer-agent", "123.5"), AboutDevice("2", "of-a-newer-agent", 123.5)),
+    ],
+)
+def test_what_a_device_tells_of_itself_is_kept(s: Scene, told: About, known: AboutDevice) -> None:
+    assert s.fleet.about(s.a.name) is None
+    s.fleet.set_about(s.a.name, AboutDevice.read(told))
+    assert s.fleet.about(s.a.name) == known
+    assert s.fleet.about(DeviceId("nobody")) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "field"),
+    [
+        (About("", "", ""), "version"),
+        (About("1" * 33, "", ""), "version"),
+        (About("<b>", "", ""), "version"),
+        (About("1", "Spent", ""), "condition"),
+        (About("1", "x" * 33, ""), "condition"),
+        (About("1", "", "-1"), "budget_left"),
+        (About("1", "", "nan"), "budget_left"),
+        (About("1", "", "1e9"), "budget_left"),
+        (About("1", "", "9" * 10), "budget_left"),
+        (About("1", "", "1.5\n"), "budget_left"),
+        (About("1", "", "\u0661"), "budget_left"),
+    ],
+)
+def test_what_no_device_of_ours_tells_is_refused_by_its_name(told: About, field: str) -> None:
+    with pytest.raises(ProtocolError, match=rf"about\.{field}"):
+        AboutDevice.read(told)

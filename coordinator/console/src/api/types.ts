@@ -8,9 +8,8 @@ export type RunSummary = Schemas["RunSummary"];
 export type RoundNow = Schemas["RoundNow"];
 export type Participation = Schemas["Participation"];
 
-/** `standing` is there as soon as the coordinator can quarantine devices. */
-export type DeviceSummary = Schemas["DeviceSummary"] & { standing?: string };
-export type DeviceView = Schemas["DeviceView"] & { standing?: string };
+export type DeviceSummary = Schemas["DeviceSummary"];
+export type DeviceView = Schemas["DeviceView"];
 
 /** Topic `fleet` of the live feed. */
 export interface FleetNow {

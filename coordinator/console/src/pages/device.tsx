@@ -25,6 +25,7 @@ import { useFormat } from "../lib/format";
 import { useCode, useText } from "../lib/i18n";
 import { address } from "../lib/router";
 import { useMay } from "../lib/session";
+import { Condition } from "./fleet";
 
 type Deed = "quarantine" | "release" | "revoke";
 const DONE = {
@@ -179,6 +180,12 @@ function Shown({ device }: { device: DeviceView }) {
               [t("fleet.fingerprint"), <code key="fingerprint">{device.fingerprint}</code>],
               [t("device.public-key"), <code key="key">{device.public_key}</code>],
               [t("fleet.joined"), <Time key="joined" at={device.joined_at} />],
+              [t("fleet.condition"), <Condition key="condition" of={device} />],
+              [t("fleet.version"), device.version ?? t("fleet.untold")],
+              [
+                t("fleet.budget"),
+                device.budget_left == null ? t("fleet.untold") : f.number(device.budget_left, 2),
+              ],
               [
                 t("device.heard"),
                 device.heard_at === null ? (

@@ -35,6 +35,15 @@ interface NewToken {
   expires_at: number;
 }
 
+/** Why a device would decline an invitation now, as far as it has told. */
+export function Condition({ of: { condition } }: { of: Pick<DeviceSummary, "condition"> }) {
+  const t = useText();
+  const code = useCode();
+  if (condition == null) return <span className="soft">{t("fleet.untold")}</span>;
+  if (condition === "") return t("fleet.willing");
+  return <Badge tone="warn">{code("condition", condition)}</Badge>;
+}
+
 export function Fleet() {
   const t = useText();
   const code = useCode();
@@ -47,7 +56,6 @@ export function Fleet() {
   });
   const devices = Object.values(data?.devices ?? {});
   const more = data?.more ?? 0;
-  const hasStanding = devices.some((each) => each.standing !== undefined);
   const columns: Column<DeviceSummary>[] = [
     {
       id: "name",
@@ -61,20 +69,36 @@ export function Fleet() {
       cell: (row) => <Badge tone={STATES[row.state]}>{code("state", row.state)}</Badge>,
       sort: (row) => row.state,
     },
-    ...(hasStanding
-      ? [
-          {
-            id: "standing",
-            head: t("fleet.standing"),
-            cell: (row: DeviceSummary) => (
-              <Badge tone={STANDINGS[row.standing ?? ""]}>
-                {code("standing", row.standing ?? "")}
-              </Badge>
-            ),
-            sort: (row: DeviceSummary) => row.standing ?? "",
-          },
-        ]
-      : []),
+    {
+      id: "standing",
+      head: t("fleet.standing"),
+      cell: (row) => <Badge tone={STANDINGS[row.standing]}>{code("standing", row.standing)}</Badge>,
+      sort: (row) => row.standing,
+    },
+    {
+      id: "condition",
+      head: t("fleet.condition"),
+      cell: (row) => <Condition of={row} />,
+      sort: (row) => row.condition ?? "",
+    },
+    {
+      id: "budget",
+      head: t("fleet.budget"),
+      cell: (row) =>
+        row.budget_left == null ? (
+          <span className="soft">{t("fleet.untold")}</span>
+        ) : (
+          f.number(row.budget_left, 2)
+        ),
+      sort: (row) => row.budget_left ?? Number.POSITIVE_INFINITY,
+      align: "right",
+    },
+    {
+      id: "version",
+      head: t("fleet.version"),
+      cell: (row) => row.version ?? <span className="soft">{t("fleet.untold")}</span>,
+      sort: (row) => row.version ?? "",
+    },
     {
       id: "fingerprint",
       head: t("fleet.fingerprint"),
