@@ -91,9 +91,14 @@ class AlarmRows:
         assert found is not None
         return found
 
-    def again(self, number: int, *, detail: str, at: float, action: str) -> None:
-        """It was found once more."""
-        values = {"count": _alarms.c.count + 1, "last_at": at, "detail": detail, "action": action}
+    def again(self, number: int, *, times: int, detail: str, at: float, action: str) -> None:
+        """It was found so many times more."""
+        values = {
+            "count": _alarms.c.count + times,
+            "last_at": at,
+            "detail": detail,
+            "action": action,
+        }
         self._update(number, values)
 
     def acknowledge(self, number: int, by: str, *, now: float) -> Alarm | None:

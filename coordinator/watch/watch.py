@@ -4,7 +4,8 @@
         counted, some is dropped, and how much is known
     V2  an alarm is in the audit log and a row before it is told to anybody or remembered: after a
         crash one may be raised twice, and none is lost
-    V3  of one rule and subject nobody is told twice until somebody acknowledged it; it counts on.
+    V3  of one rule and subject nobody is told twice until somebody acknowledged it; it counts on,
+        and is written at most once a second, so that a flood does not become one of writes.
         Of one rule there are at most ``MOST_OPEN`` open alarms; further subjects share one
     V4  quarantine follows only from what nobody but the device or the key's owner, or who has
         their secret, can have made
@@ -55,6 +56,8 @@ MOST_PLACES: Final = 64
 MOST_KEYS: Final = 2000
 KEEP_S: Final = 60.0
 """Between two writings of what is usual."""
+AGAIN_S: Final = 1.0
+"""Between two writings of one alarm."""
 USUAL: Final = "usual.json"
 """In the coordinator's home: from where keys are used, and how much."""
 
@@ -110,6 +113,10 @@ class Watch:
         """Keys with addresses that need no second look; read by any thread."""
         self._written_at = monotonic()
         self._changed = False
+        self._let_go_at = float("-inf")
+        self._raised_at: dict[tuple[str, Subject], float] = {}
+        self._held: dict[tuple[str, Subject], tuple[Sighting, int]] = {}
+        """Found again within a second: the last sighting, and how often (V3)."""
         self.dropped = 0
         """Sightings that came too fast (V1)."""
         self.raised: Counter[str] = Counter()
@@ -197,6 +204,7 @@ class Watch:
                 log.error("watch.failed", code=err.code, error=str(err))
             except Exception:  # a mistake in one sighting must not end the watch
                 log.exception("watch.failed")
+        self._let_go(everything=True)
         self._write()
 
     def _next(self) -> Callable[[], None] | None:
@@ -204,8 +212,9 @@ class Watch:
         while True:
             if self._changed and self._monotonic() - self._written_at >= KEEP_S:
                 self._write()
+            self._let_go()
             try:
-                return self._waiting.get(timeout=KEEP_S)
+                return self._waiting.get(timeout=AGAIN_S if self._held else KEEP_S)
             except queue.Empty:
                 continue
 
@@ -219,9 +228,36 @@ class Watch:
         self, rule: str, subject: Subject, detail: str = "", severity: Severity | None = None
     ) -> None:
         for found in self._counts.take(Sighting(rule, subject, self._now(), detail, severity)):
-            self._raise(found)
+            about, now = (found.rule, found.subject), self._monotonic()
+            _, times = self._held.get(about, (found, 0))
+            self._held[about] = found, times + 1
+            if now - self._raised_at.get(about, float("-inf")) >= AGAIN_S:
+                self._let_go_one(about)
 
-    def _raise(self, found: Sighting) -> None:
+    def _let_go(self, *, everything: bool = False) -> None:
+        """Write what was held back long enough, and what could not be written before."""
+        now = self._monotonic()
+        if not everything and now - self._let_go_at < AGAIN_S:
+            return
+        self._let_go_at = now
+        for about in list(self._held):
+            if everything or now - self._raised_at.get(about, float("-inf")) >= AGAIN_S:
+                try:
+                    self._let_go_one(about)
+                except LlmOsError as err:
+                    log.error("watch.failed", code=err.code, error=str(err))
+        self._raised_at = {about: at for about, at in self._raised_at.items() if now - at < AGAIN_S}
+
+    def _let_go_one(self, about: tuple[str, Subject]) -> None:
+        found, times = self._held.pop(about)
+        self._raised_at[about] = self._monotonic()
+        try:
+            self._raise(found, times)
+        except LlmOsError:
+            self._held[about] = found, times  # the disk may take it later
+            raise
+
+    def _raise(self, found: Sighting, times: int) -> None:
         rule, subject = self._rules[found.rule], found.subject
         detail = _plain(found.detail, 500)
         name = _plain(subject.name, MAX_TEXT)
@@ -232,7 +268,7 @@ class Watch:
         action = self._quarantined(rule, subject)
         if before is not None:
             action = action if action == QUARANTINED else before.action
-            self._rows.again(before.id, detail=detail, at=found.at, action=action)
+            self._rows.again(before.id, times=times, detail=detail, at=found.at, action=action)
             return
         severity = str(found.severity or rule.severity)
         facts = {"rule": rule.code, "severity": severity, "about": str(subject.kind)}
@@ -244,7 +280,7 @@ class Watch:
             subject_kind=str(subject.kind),
             subject=name,
             detail=detail,
-            count=1,
+            count=times,
             first_at=found.at,
             last_at=found.at,
             action=action,

@@ -36,10 +36,10 @@ def test_an_alarm_is_kept_as_it_is(place: Place, store: Store) -> None:
 
 def test_an_alarm_counts_on_until_it_is_acknowledged(store: Store) -> None:
     kept = store.alarms.add(ONE)
-    store.alarms.again(kept.id, detail="and again", at=6.0, action=QUARANTINED)
+    store.alarms.again(kept.id, times=3, detail="and again", at=6.0, action=QUARANTINED)
     found = store.alarms.unacknowledged("replays", "device", "kitchen")
     assert found == dataclasses.replace(
-        kept, count=2, last_at=6.0, detail="and again", action=QUARANTINED
+        kept, count=4, last_at=6.0, detail="and again", action=QUARANTINED
     )
     for other in (("replays", "key", "kitchen"), ("undecodable", "device", "kitchen")):
         assert store.alarms.unacknowledged(*other) is None

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -289,6 +290,39 @@ def test_a_key_that_was_in_the_alarm_before_a_crash_is_told_again(scene: Scene) 
     scene.sink.full = False
     scene.watch.key_used("shop", "10.0.0.2")
     assert scene.about() == [("key-new-place", "key", "shop")]
+
+
+def test_what_the_disk_did_not_take_is_written_when_it_does(scene: Scene) -> None:
+    scene.sink.full = True
+    scene.watch.found("home-open", Severity.WARNING, "HOME: mode 755")
+    scene.settle()
+    assert scene.rows.count_open() == 0
+    scene.sink.full = False
+    assert [alarm.subject for alarm in scene.alarms()] == ["home-open"]
+
+
+def test_a_flood_is_written_once_a_second_and_counted_whole(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes: dict[int, list[int]] = {}
+    again = AlarmRows.again
+
+    def counted(rows: AlarmRows, number: int, *, times: int, **more: Any) -> None:
+        writes.setdefault(number, []).append(times)
+        again(rows, number, times=times, **more)
+
+    monkeypatch.setattr(AlarmRows, "again", counted)
+    passed = [0.0]
+    scene.watch._monotonic = lambda: passed[0]
+    for second in range(3):
+        passed[0] = float(second)
+        for _ in range(50):
+            scene.watch.found("home-open", Severity.WARNING, "again")
+        scene.settle()
+    alarm, everybodys = scene.alarms()
+    assert (alarm.count, everybodys.count) == (150, 150 // EVERYBODY)
+    assert len(writes[alarm.id]) == 3
+    assert sum(writes[alarm.id]) == 149
 
 
 def test_of_one_rule_there_are_only_so_many_open_alarms(scene: Scene) -> None:
