@@ -40,7 +40,11 @@ def join_fleet(
         float, typer.Option(min=0.01, help="Privacy budget over the life of the examples.")
     ] = 10.0,
     tell_budget: Annotated[
-        bool, typer.Option("--tell-budget", help="Let the coordinator know what is left of it.")
+        bool,
+        typer.Option(
+            "--tell-budget",
+            help="Let the coordinator, and whoever listens on the broker, know what is left of it.",
+        ),
     ] = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
@@ -213,7 +217,10 @@ def change_budget(
     delta: Annotated[float | None, typer.Option(help="The δ at which it is meant.")] = None,
     tell: Annotated[
         bool | None,
-        typer.Option("--tell/--keep", help="Whether the coordinator knows what is left of it."),
+        typer.Option(
+            "--tell/--keep",
+            help="Whether the coordinator, and whoever listens on the broker, know what is left.",
+        ),
     ] = None,
     home: Home = DEFAULT_HOME,
     as_json: AsJson = False,

@@ -250,7 +250,7 @@ class Access:
 
         Raises:
             ConfigError: the hours are out of bounds.
-            DataError: the key was revoked, has expired or is in quarantine.
+            DataError: the key was revoked or has expired.
         """
         if not 0 <= overlap_hours <= MOST_OVERLAP_HOURS:
             problem = f"overlap_hours: must be 0 (ends at once) to {MOST_OVERLAP_HOURS}"
@@ -260,14 +260,14 @@ class Access:
         if key is None:
             return None
         secret, prefix, digest = _new_secret()
-        rotated = key.opens(now) and self._store.rotate_key(
+        rotated = not key.is_over(now) and self._store.rotate_key(
             name,
             prefix=prefix,
             secret_sha256=digest,
             former_ends_at=now + overlap_hours * 3600,
         )
         if not rotated:
-            raise DataError(f"the key {name} was revoked, has expired or is in quarantine")
+            raise DataError(f"the key {name} was revoked or has expired: make another")
         self._forget()
         kept = self._find(name)
         assert kept is not None  # nothing deletes keys

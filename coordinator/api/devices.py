@@ -33,7 +33,8 @@ class Quarantine(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    reason: str = Field(default="by an operator", max_length=500)
+    # Without control characters: it is shown in tables, and not every database takes every text.
+    reason: str = Field(default="by an operator", max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")
 
 
 class DeviceView(DeviceSummary):

@@ -106,6 +106,8 @@ class AuditedStore(Store):
         self._audit = audit
         self._owed: list[Entry] = []
         self._owing = threading.RLock()
+        self._judging = threading.Lock()
+        """Records and rows of keys' quarantines in one order: the last record is what holds."""
         self._plans: dict[RunId, RunPlan] = {}
 
     # What somebody asks for: written down, then done (S1)
@@ -142,18 +144,20 @@ class AuditedStore(Store):
 
     def quarantine_key(self, name: str, reason: str, *, now: float) -> bool:
         """As :meth:`Store.quarantine_key`. Raises StorageError if it cannot be written down."""
-        if not self._is_key(name, lambda key: key.quarantined_at is None):
-            return super().quarantine_key(name, reason, now=now)  # nothing is changed
-        facts: Facts = {"reason": _plain(reason)} if reason else {}
-        with recorded(self._audit, Entry(Action.KEY_QUARANTINED, acting.get(), name, facts)):
-            return super().quarantine_key(name, reason, now=now)
+        with self._judging:
+            if not self._is_key(name, lambda key: key.quarantined_at is None):
+                return super().quarantine_key(name, reason, now=now)  # nothing is changed
+            facts: Facts = {"reason": _plain(reason)} if reason else {}
+            with recorded(self._audit, Entry(Action.KEY_QUARANTINED, acting.get(), name, facts)):
+                return super().quarantine_key(name, reason, now=now)
 
     def release_key(self, name: str) -> bool:
         """As :meth:`Store.release_key`. Raises StorageError if it cannot be written down."""
-        if not self._is_key(name, lambda key: key.quarantined_at is not None):
-            return super().release_key(name)  # nothing is changed
-        with recorded(self._audit, Entry(Action.KEY_RELEASED, acting.get(), name)):
-            return super().release_key(name)
+        with self._judging:
+            if not self._is_key(name, lambda key: key.quarantined_at is not None):
+                return super().release_key(name)  # nothing is changed
+            with recorded(self._audit, Entry(Action.KEY_RELEASED, acting.get(), name)):
+                return super().release_key(name)
 
     def _is_key(self, name: str, such: Callable[[ApiKey], bool] = lambda _: True) -> bool:
         """Whether there is a key of this name that was not revoked, and is such a one."""
@@ -375,6 +379,8 @@ def _in_store(store: AuditedStore, written: Written) -> Iterator[tuple[Entry, fl
             yield Entry(Action.DEVICE_REVOKED, ADMIN, device.name), device.joined_at
     for key in store.api_keys():
         yield _key_made(key, ADMIN), key.created_at
+        if key.quarantined_at is not None:
+            yield Entry(Action.KEY_QUARANTINED, ADMIN, key.name), key.quarantined_at
         if key.revoked_at is not None:
             yield Entry(Action.KEY_REVOKED, ADMIN, key.name), key.revoked_at
     for person in store.people.people():

@@ -49,7 +49,7 @@ class AboutDevice:
 
     @classmethod
     def read(cls, message: About) -> AboutDevice:
-        """Read what a device sent. Raises ProtocolError: something is longer or other than it may be."""
+        """Read what a device sent. Raises ProtocolError: a text is other than it may be."""
         for name, pattern in (
             ("version", _VERSION),
             ("condition", _CODE),
@@ -205,5 +205,6 @@ class TransportFleet:
         return station.public_key if station else None
 
     def _refresh(self) -> None:
-        for device in self._registry():
-            self._stations.setdefault(device.name, _Station(device.public_key, device.standing))
+        with self.judging:  # or a standing that is set between row and memory would be lost
+            for device in self._registry():
+                self._stations.setdefault(device.name, _Station(device.public_key, device.standing))

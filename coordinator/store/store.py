@@ -121,11 +121,12 @@ class ApiKey:
 
     def opens(self, now: float) -> bool:
         """Whether it opens anything at ``now``."""
-        return (
-            self.revoked_at is None
-            and self.quarantined_at is None
-            and (self.expires_at is None or now < self.expires_at)
-        )
+        return not self.is_over(now) and self.quarantined_at is None
+
+    def is_over(self, now: float) -> bool:
+        """Whether it was revoked or has expired, and will never open anything again."""
+        expired = self.expires_at is not None and now >= self.expires_at
+        return expired or self.revoked_at is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from shared.errors import MalformedMessage, ReplayedMessage, StorageError, Undec
 from shared.files import write_durably
 from shared.types import PublicKey, RoundNumber, RunId
 from shared.wire import codec
-from shared.wire.messages import Message, from_body, to_body
+from shared.wire.messages import KINDS, Message, from_body, to_body
 
 _DOMAIN: Final = b"llmos/v1/envelope\x00"
 _VERSION: Final = 1
@@ -140,7 +140,7 @@ class Post:
         """Open a fresh message of a known sender.
 
         Raises:
-            UndecodableMessage: not an envelope, or not from ``expected``.
+            UndecodableMessage: not an envelope, not from ``expected``, or of an unknown kind.
             BadSignature: the signature does not fit.
             ReplayedMessage: the sequence number is not new (E3).
             MalformedMessage: it is fresh and from ``expected``, and its body is not what it
@@ -168,7 +168,7 @@ def open_sealed(raw: bytes, *, expected: PublicKey) -> Envelope:
     uses it must count them in a way that a replay cannot change.
 
     Raises:
-        UndecodableMessage: not an envelope, or not from ``expected``.
+        UndecodableMessage: not an envelope, not from ``expected``, or of an unknown kind.
         BadSignature: the signature does not fit.
         MalformedMessage: it does, and the body is not what it should be.
     """
@@ -187,6 +187,8 @@ class _Signed:
     body: bytes
 
     def envelope(self, raw: bytes) -> Envelope:
+        if self.kind not in KINDS:  # of a newer program, perhaps: that is no fault of the sender
+            raise UndecodableMessage(f"unknown kind of message {self.kind[:40]!r}")
         try:
             message = from_body(self.kind, self.body)
         except UndecodableMessage as err:

@@ -154,6 +154,12 @@ class Api:
         made: dict[str, Any] = answer.json()
         return made
 
+    def revoke_key(self, name: str) -> Any:
+        return self.client.delete(f"/api/v1/keys/{name}", headers=HEADERS)
+
+    def quarantine_key(self, name: str) -> Any:
+        return self.post(f"/api/v1/keys/{name}/quarantine", {})
+
     def ask(self, key: str, tokens: int = 2) -> Any:
         body = {
             "model": self.engine.card.name,

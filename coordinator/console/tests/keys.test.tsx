@@ -137,7 +137,7 @@ describe("keys", () => {
     await confirm("Quarantine");
     expect(await screen.findByText("in quarantine")).toBeTruthy();
     expect(calls.find((call) => call.method === "POST")?.body).toEqual({ reason: "odd" });
-    expect(screen.queryByRole("button", { name: "A new secret for app" })).toBeNull();
+    expect(screen.getByRole("button", { name: "A new secret for app" })).toBeTruthy();
     expect(screen.getByRole("button", { name: "Revoke app?" })).toBeTruthy();
     await userEvent.click(screen.getByRole("button", { name: "Let app out of quarantine?" }));
     await confirm("Let out");

@@ -145,9 +145,17 @@ def test_a_key_in_quarantine_opens_nothing_until_it_is_let_out(
             clock.at += FRESH_S + 0.01
     assert not access.quarantine("nobody", "odd")
     assert not access.release("no/body")
-    assert access.quarantine("notes", "odd")
-    with pytest.raises(DataError, match="in quarantine"):
-        access.rotate("notes", overlap_hours=1)
+
+
+def test_a_secret_that_leaked_is_replaced_while_it_opens_nothing(access: Access) -> None:
+    leaked, _ = access.make_key("notes")
+    assert access.quarantine("notes", "leaked")
+    rotated = access.rotate("notes", overlap_hours=0)
+    assert rotated is not None
+    assert access.principal(f"Bearer {rotated[0]}") is None, "it is still in quarantine"
+    assert access.release("notes")
+    assert access.principal(f"Bearer {rotated[0]}") is not None
+    assert access.principal(f"Bearer {leaked}") is None
 
 
 def test_a_new_key_is_known_elsewhere_within_a_second(

@@ -67,6 +67,12 @@ class Api:
     def revoke_key(self) -> Any:
         return self.client.delete("/api/v1/keys/notes", headers=HEADERS)
 
+    def quarantine_key(self) -> Any:
+        return self.post("/api/v1/keys/notes/quarantine", {})
+
+    def release_key(self) -> Any:
+        return self.client.delete("/api/v1/keys/notes/quarantine", headers=HEADERS)
+
     def submit(self) -> Any:
         probe = [[e.text, e.label, e.group] for e in PROBE]
         return self.post("/api/v1/runs", {"job": job_tables(self.base), "probe": probe, "seed": 3})
@@ -95,6 +101,8 @@ def test_every_action_is_told_with_who_asked_for_it_before_it_is_answered(api: A
         (None, ("admin", "token-made", "")),
         (lambda: api.join(token), ("device:kitchen", "device-joined", "kitchen")),
         (api.add_key, ("admin", "key-made", "notes")),
+        (api.quarantine_key, ("admin", "key-quarantined", "notes")),
+        (api.release_key, ("admin", "key-released", "notes")),
         (api.revoke_key, ("admin", "key-revoked", "notes")),
         (api.submit, ("admin", "run-submitted", "trial")),
         (api.stop, ("admin", "run-stop-asked", "trial")),
@@ -119,14 +127,16 @@ def test_what_is_refused_is_not_told(api: Api) -> None:
     assert api.told() == []
 
 
-@pytest.mark.parametrize("deed", ["token", "add_key", "revoke_key", "submit", "stop"])
+@pytest.mark.parametrize(
+    "deed", ["token", "add_key", "quarantine_key", "revoke_key", "submit", "stop"]
+)
 def test_what_cannot_be_written_down_is_refused_with_507_and_has_not_happened(
     api: Api, monkeypatch: pytest.MonkeyPatch, deed: str
 ) -> None:
     def full(*_: object) -> None:
         raise StorageError("the disk is full")
 
-    if deed == "revoke_key":
+    if deed in ("quarantine_key", "revoke_key"):
         api.add_key()
     if deed == "stop":
         api.submit()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,13 +128,16 @@ def test_a_device_that_comes_and_an_engine_that_fails_are_told(tmp_path: Path) -
             assert "id" not in event
 
 
-def test_a_key_that_was_revoked_hears_no_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shut_out", [Api.revoke_key, Api.quarantine_key])
+def test_a_key_that_was_revoked_or_quarantined_hears_no_more(
+    tmp_path: Path, shut_out: Callable[[Api, str], Any]
+) -> None:
     """E2."""
     with serving(tmp_path) as world:
         key = world.api.make_key("eyes", role="viewer")["key"]
         with world.follow(headers={"Authorization": f"Bearer {key}"}) as stream:
             assert stream.event()["event"] == "begin"
-            world.api.client.delete("/api/v1/keys/eyes", headers=HEADERS)
+            assert shut_out(world.api, "eyes").is_success
             assert "no more" in stream.until("end")["data"]["reason"]
             assert stream.event() == {}, "and the connection ends"
 

@@ -32,7 +32,9 @@ def test_what_cannot_be_kept_out_is_told(tmp_path: Path) -> None:
     ):
         assert answer.status_code == 404
         assert "no key called 'nobody'" in answer.json()["detail"]
-    assert api.post(PATH, {"reason": "x" * 501}).status_code == 422
+    for reason in ("x" * 501, "two\nlines", "\0", 1):
+        assert api.post(PATH, {"reason": reason}).status_code == 422
+    assert api.items("/api/v1/keys")[0]["quarantined_at"] is None
     assert api.post(PATH, {"reasons": "x"}).status_code == 422
     api.client.delete("/api/v1/keys/notes", headers=HEADERS)
     assert api.post(PATH, {}).status_code == 404

@@ -150,17 +150,16 @@ def test_who_never_stops_talking_is_hung_up_on(
         assert code_of(socket) == TOO_SLOW
 
 
-def test_a_socket_ends_when_its_key_is_revoked(
-    world: Served, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("shut_out", [Api.revoke_key, Api.quarantine_key])
+def test_a_socket_ends_when_its_key_is_revoked_or_quarantined(
+    world: Served, monkeypatch: pytest.MonkeyPatch, shut_out: Callable[[Api, str], Any]
 ) -> None:
     monkeypatch.setattr(live, "CHECK_S", 0.05)
     key = world.api.make_key("watcher", role="viewer")["key"]
     with world.open(key) as socket, world.open() as other:
         watch(socket, "fleet")
         heard_until(socket, bool)
-        assert world.api.client.delete(
-            "/api/v1/keys/watcher", headers={"Authorization": f"Bearer {TOKEN}"}
-        ).is_success
+        assert shut_out(world.api, "watcher").is_success
         assert code_of(socket) == NO_CREDENTIAL
         watch(other, "fleet")
         assert heard_until(other, bool), "the admin's goes on"

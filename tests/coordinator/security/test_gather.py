@@ -47,9 +47,11 @@ def home(tmp_path: Path) -> Path:
     write(home / "audit", [record.to_line() for record in records], newest)
     secret_token(home / "admin.token")
     store = Store(f"sqlite:///{home / 'store.db'}", home)
-    for name, prefix in (("notes", "llmos_abc"), ("idle", "llmos_def"), ("gone", "llmos_ghi")):
-        store.add_key(ApiKey(name, prefix, name * 8, created_at=AT))
+    begins = {"notes": "abc", "idle": "def", "gone": "ghi", "shut": "jkl"}
+    for name, prefix in begins.items():
+        store.add_key(ApiKey(name, f"llmos_{prefix}", name * 8, created_at=AT))
     store.revoke_key("gone", now=AT + 1)
+    store.quarantine_key("shut", "odd", now=AT + 1)
     store.close()
     return home
 

@@ -362,3 +362,14 @@ def test_a_malformed_body_is_blamed_on_its_sender_only_while_it_is_fresh(
             post.open(raw, expected=sender.public)
     with pytest.raises(BadSignature):
         post.open(raw[:-1] + bytes([raw[-1] ^ 1]), expected=sender.public)
+
+
+def test_a_kind_of_a_newer_program_is_no_fault_of_its_sender(
+    tmp_path: Path, identities: tuple[Identity, Identity]
+) -> None:
+    sender = identities[0]
+    head = [1, "of-tomorrow", bytes(sender.public), 9, "a-run", 3]
+    raw = codec.encode([*head, b"\xa0", sender.sign(envelope._signed(head, b"\xa0"))])
+    with pytest.raises(UndecodableMessage, match="unknown kind") as caught:
+        Post(identities[1], tmp_path).open(raw, expected=sender.public)
+    assert not isinstance(caught.value, MalformedMessage)

@@ -129,21 +129,19 @@ export function Keys() {
       cell: (row) =>
         isAlive(row, now) && (
           <span className="row">
+            <Button
+              label={t("keys.rotate.title", { name: row.name })}
+              onClick={() => setDoing({ what: "rotate", name: row.name })}
+            >
+              {t("keys.rotate")}
+            </Button>
             {row.quarantined_at === null ? (
-              <>
-                <Button
-                  label={t("keys.rotate.title", { name: row.name })}
-                  onClick={() => setDoing({ what: "rotate", name: row.name })}
-                >
-                  {t("keys.rotate")}
-                </Button>
-                <Button
-                  label={t("keys.quarantine.title", { name: row.name })}
-                  onClick={() => setDoing({ what: "quarantine", name: row.name })}
-                >
-                  {t("keys.quarantine")}
-                </Button>
-              </>
+              <Button
+                label={t("keys.quarantine.title", { name: row.name })}
+                onClick={() => setDoing({ what: "quarantine", name: row.name })}
+              >
+                {t("keys.quarantine")}
+              </Button>
             ) : (
               <Button
                 label={t("keys.release.title", { name: row.name })}
