@@ -505,6 +505,39 @@ def list_devices(
 Reason = Annotated[str, typer.Option(help="Kept beside it, and in the audit log.")]
 
 
+@device.command("show")
+def show_device(
+    name: str, home: Home = DEFAULT_HOME, url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
+    """Show one device: who it is, what it told of itself, and how it took part in the last runs."""
+    view = Client.of_home(home, url).get(_of_one("devices", name))
+    if as_json:
+        typer.echo(json.dumps(view))
+        return
+    heard = (
+        "not since the coordinator began" if view["heard_at"] is None else _as_day(view["heard_at"])
+    )
+    left = "not told" if view["budget_left"] is None else f"{view['budget_left']:g}"
+    facts = {
+        "standing": view["standing"],
+        "state": view["state"],
+        "fingerprint": view["fingerprint"],
+        "joined": _as_day(view["joined_at"]),
+        "heard": heard,
+        "version": view["version"] or "not told",
+        "would decline": view["condition"] or "-",
+        "ε left": left,
+    }
+    for fact, value in facts.items():
+        typer.echo(f"{fact}: {value}")
+    table = Table("run", "invited", "took part", "declined")
+    for each in view["runs"]:
+        declined = "; ".join(f"round {number}: {code}" for number, code, _ in each["declined"])
+        cells = (each["run"], each["invited"], each["took_part"], declined or "-")
+        table.add_row(*(escape(str(cell)) for cell in cells))
+    Console().print(table)
+
+
 @device.command("quarantine")
 def quarantine_device(
     name: str,

@@ -44,6 +44,9 @@ from shared.wire.messages import (
 
 TICK_S: Final = 0.25
 
+KEPT_OUT_S: Final = 60.0
+"""How often a device that is kept out is told so, at most."""
+
 log = structlog.get_logger()
 
 
@@ -94,6 +97,8 @@ class Coordinator:
         )
         self._questions = Questions(desk, self.fleet, bench)
         self._conductor: Conductor | None = None
+        self._told_out: dict[DeviceId, float] = {}
+        """When devices that are kept out were told so."""
         self._called = False
 
     @property
@@ -107,6 +112,8 @@ class Coordinator:
             peer, envelope = self.fleet.open(topic, payload)
         except (ProtocolError, NotPermitted) as err:
             self._refused(topic, err, by_itself=isinstance(err, MalformedMessage))
+            if isinstance(err, NotPermitted):
+                self._tell_out(topic, err)
             return
         # What is downloaded is for the run under way.
         of_current = isinstance(envelope.message, BlobChunk) and self._conductor is not None
@@ -258,6 +265,15 @@ class Coordinator:
 
     def _request(self, peer: str, request: BlobRequest) -> None:
         self.fleet.send(DeviceId(peer), request, run=NO_RUN, round_=NO_ROUND)
+
+    def _tell_out(self, topic: str, err: NotPermitted) -> None:
+        """Tell a device that spoke by its own fresh signature that nobody listens to it."""
+        device, now = DeviceId(topics.peer_of(topic) or ""), self._bench.now()
+        if now - self._told_out.get(device, float("-inf")) >= KEPT_OUT_S:
+            self._told_out[device] = now
+            about_no_update = Digest("")
+            refusal = Refusal(about_no_update, err.code, str(err))
+            self.fleet.send(device, refusal, run=NO_RUN, round_=NO_ROUND)
 
     def _refused(self, topic: str, err: ProtocolError | NotPermitted, *, by_itself: bool) -> None:
         log.warning("message.refused", topic=topic[:80], code=err.code, error=str(err))

@@ -171,6 +171,8 @@ class Agent:
         self._releases = Releases(home, self._downloads, bench, installed)
         self._questions: dict[str, Future[CoordinatorAnswer]] = {}
         self._answering_at = float("-inf")
+        self._out = ""
+        """Why nobody listens to this device, as it was told last."""
         self._description = SelfDescription(home, owner)
         self._about_at = float("-inf")
         self._told: tuple[About, float] | None = None
@@ -241,6 +243,8 @@ class Agent:
                 self._hand_over(envelope, fixed)
             case Receipt(digest=digest):
                 self._settled(digest, "receipt")
+            case Refusal(digest="", code=code, reason=reason):
+                self._kept_out(code, reason)
             case Refusal(digest=digest, code=code, reason=reason):
                 log.warning("update.refused", code=code, reason=reason)
                 self._settled(digest, "refused")
@@ -248,6 +252,17 @@ class Agent:
                 self._run_over(envelope.run)
             case message:
                 raise ProtocolError(f"the coordinator may not send a '{message.kind}'")
+
+    def _kept_out(self, code: str, reason: str) -> None:
+        """The coordinator listens to nothing of this device; it goes on to answer here."""
+        if reason != self._out:
+            self._out = reason
+            log.error(
+                "device.kept_out",
+                code=code,
+                reason=reason[:200],
+                advice="ask whoever runs the coordinator; questions are answered here as before",
+            )
 
     # Questions to the coordinator's model
 
@@ -273,6 +288,7 @@ class Agent:
 
     def _invited(self, envelope: Envelope, invitation: Invitation) -> None:
         run, round_ = envelope.run, envelope.round
+        self._out = ""
         task = self._task
         if task is not None and (task.plan.run_id, task.round) == (run, round_):
             self._send(Accepted(), run, round_)

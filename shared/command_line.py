@@ -24,7 +24,10 @@ COMMANDS: Final[Table] = {
     "bench": ("sim.bench.commands:bench", "Measurements: bench edge"),
     "up": ("coordinator.commands:up", "Start a coordinator with its broker"),
     "run": ("coordinator.commands:run", "Federated runs: submit, ls, show, logs, stop"),
-    "device": ("coordinator.commands:device", "The fleet: token, ls, quarantine, release, revoke"),
+    "device": (
+        "coordinator.commands:device",
+        "The fleet: token, ls, show, quarantine, release, revoke",
+    ),
     "key": (
         "coordinator.commands:key",
         "Keys for the HTTP API: add, ls, rotate, quarantine, revoke",

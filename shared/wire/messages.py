@@ -102,7 +102,10 @@ class Receipt(Message):
 
 @dataclass(frozen=True, slots=True)
 class Refusal(Message):
-    """The update with this digest will never be counted; ``code`` as in errors.md."""
+    """The update with this digest will never be counted; ``code`` as in errors.md.
+
+    Without a digest: nothing that the device says is listened to, for it is kept out.
+    """
 
     kind: ClassVar[str] = "refusal"
     digest: str

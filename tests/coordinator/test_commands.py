@@ -373,6 +373,26 @@ def test_a_key_is_revoked_by_its_name(server: Server, monkeypatch: pytest.Monkey
     assert "no key called" in str(result.exception)
 
 
+def test_one_device_is_shown_with_what_it_told_and_did(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [{"run": "trial", "invited": 3, "took_part": 2, "declined": [[3, "data", "none"]]}]
+    view = JOINED | {"joined_at": 0.0, "heard_at": None, "answers_with": None, "runs": runs}
+    server.answer = lambda method, path: (200, view)
+    shown = invoke(device, server, "show", "kit/chen")
+    for words in ("standing: trusted", "version: 0.1.0", "would decline: budget-spent"):
+        assert words in shown
+    for words in ("ε left: 0.25", "joined: 1970", "heard: not since", "trial", "round 3: data"):
+        assert words in shown
+    assert json.loads(invoke(device, server, "show", "kit/chen", "--json")) == view
+    silent = view | {"version": None, "condition": None, "budget_left": None, "heard_at": 60.0}
+    server.answer = lambda method, path: (200, silent | {"runs": []})
+    shown = invoke(device, server, "show", "kitchen")
+    for words in ("version: not told", "ε left: not told", "heard: 1970-01-01 00:01Z"):
+        assert words in shown
+    assert server.asked[0][1] == "/api/v1/devices/kit%2Fchen"
+
+
 @pytest.mark.parametrize(
     ("group", "deed", "options", "method", "path", "said"),
     [

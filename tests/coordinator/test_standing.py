@@ -6,13 +6,15 @@ from collections.abc import Callable
 
 import pytest
 
+from coordinator.coordinator import KEPT_OUT_S
 from coordinator.federation.rounds import Committed, Invited, SetFixed
 from coordinator.fleet import standings
 from coordinator.store.store import QUARANTINED, REVOKED, TRUSTED
 from shared.crypto.sum_worker import SumWorker
-from shared.errors import AccessDenied
+from shared.errors import AccessDenied, NotPermitted
 from shared.job import RunPlan
 from shared.types import DeviceId, RoundNumber
+from shared.wire import topics
 from shared.wire.messages import Contribution
 from tests.support.coordination import RUN, World
 
@@ -115,6 +117,26 @@ def test_who_was_revoked_joins_no_more_under_any_name(
         assert not world.store.set_standing(LATE, standing, "", now=now), "it is for good"
     other = make_world()
     other.add_device(LATE)  # elsewhere it is another device's name
+
+
+def test_it_is_told_now_and_then_and_nobody_else_can_have_it_told(secure: World) -> None:
+    secure.start()
+    secure.run_for(30.0)
+    late = secure.devices[LATE]
+    assert late.refusals == []
+    judge(secure, QUARANTINED)
+    secure.run_for(3 * KEPT_OUT_S)
+    assert set(late.refusals) == {("", NotPermitted.code)}
+    assert 2 <= len(late.refusals) <= 4
+    late.hides = True
+    secure.run_for(KEPT_OUT_S)
+    before = len(late.refusals)
+    stranger = secure.network.attach("stranger")
+    stranger.open(lambda _topic, _payload: None, [])
+    for _ in range(100):
+        stranger.publish(topics.up(LATE), b"rubbish")
+    secure.run_for(KEPT_OUT_S)
+    assert len(late.refusals) == before
 
 
 def test_what_it_says_is_dropped_and_harms_nobody(secure: World) -> None:

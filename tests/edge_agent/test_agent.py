@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from edge_agent.agent import ABOUT_AGAIN_S, ABOUT_S, PRESENCE_S, REPEAT_AT_MOST_S, REPEAT_S, WARM_S
 from shared.crypto.identity import Identity
 from shared.crypto.sum_cipher import SumContext, cipher_for, opener_for
 from shared.crypto.sum_groups import joined
-from shared.errors import AlreadyReleased, ChildDied, DataError
+from shared.errors import AlreadyReleased, ChildDied, DataError, NotPermitted
 from shared.files import digest_of
 from shared.job import RunPlan
 from shared.transport.memory import Link
@@ -38,6 +39,7 @@ from shared.wire.messages import (
     Message,
     Presence,
     Receipt,
+    Refusal,
     RunOver,
 )
 from tests.support.brokers import eventually
@@ -145,6 +147,21 @@ def test_it_tells_of_itself_at_the_start_when_called_when_changed_and_now_and_th
     assert [each.condition for each in world.coordinator.said(About)[2:]] == ["no-examples"]
     world.run_for(ABOUT_AGAIN_S + ABOUT_S + PRESENCE_S)
     assert [each.condition for each in world.coordinator.said(About)[3:]] == ["no-examples"]
+
+
+def test_it_says_once_that_it_is_kept_out_and_again_after_it_was_let_in(start: Start) -> None:
+    world = start()
+    refusal = Refusal("", NotPermitted.code, "kitchen is quarantined")
+    with capture_logs() as lines:
+        for _ in range(3):
+            world.coordinator.send(refusal)
+            world.run_for(0.5)
+        contribute(world)
+        world.coordinator.send(refusal)
+        world.run_for(0.5)
+    said = [line["reason"] for line in lines if line["event"] == "device.kept_out"]
+    assert said == ["kitchen is quarantined"] * 2
+    assert len(world.waiting) == 1, "no update was given up for it"
 
 
 # A round, from invitation to receipt

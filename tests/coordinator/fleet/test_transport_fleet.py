@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from coordinator.fleet.standings import judge
 from coordinator.fleet.transport_fleet import PRESENT_S, AboutDevice, TransportFleet
 from coordinator.store.store import Device, Store
 from shared.crypto.identity import Identity
@@ -190,6 +192,34 @@ def test_a_device_whose_row_says_revoked_is_not_heard_after_a_restart(s: Scene) 
     s.registry.append(Device(gone.name, gone.identity.public, 0.0, "revoked"))
     with pytest.raises(NotPermitted, match="revoked"):
         s.fleet.open(*gone.says(Presence("idle")))
+
+
+def test_a_standing_that_is_set_while_the_registry_is_read_is_not_lost(
+    tmp_path: Path, s: Scene
+) -> None:
+    """Row and memory say the same (D1), whichever of the two threads comes first."""
+    store = Store(f"sqlite:///{tmp_path / 'store.db'}", tmp_path)
+    token = store.new_token(expires_at=10.0)
+    store.join(token, DeviceId("late"), Identity.create(tmp_path / "late.key").public, now=1.0)
+    judging: list[threading.Thread] = []
+
+    def registry() -> list[Device]:
+        found = store.devices()
+        thread = threading.Thread(
+            target=judge,
+            args=(store, s.fleet, DeviceId("late"), "quarantined", ""),
+            kwargs={"now": 2.0},
+        )
+        judging.append(thread)
+        thread.start()
+        thread.join(timeout=0.3)  # it must not come in between; it may be waiting
+        return found
+
+    s.fleet._registry = registry
+    s.fleet._refresh()
+    judging[0].join()
+    assert s.fleet._stations[DeviceId("late")].standing == "quarantined"
+    store.close()
 
 
 @pytest.mark.parametrize(
