@@ -355,6 +355,15 @@ def test_it_tells_who_is_refused_and_from_where_keys_are_used(
     assert seen.told == told
 
 
+def test_where_people_are_is_nobodys_business() -> None:
+    seen, sender = Seen(), Sender(1)
+    scope: Scope = {"type": "http", "headers": [], "path": "/api/v1/runs", "method": "GET"}
+    person = Principal(Caller("person:ada"), Role.VIEWER)
+    gate = Gate(answers, identify=lambda _: person, watch=seen)
+    asyncio.run(gate(scope, sender.receive, sender.send))
+    assert (sender.status, seen.told) == (204, [])
+
+
 def test_an_old_cookie_is_no_credential_that_somebody_guesses() -> None:
     seen, sender = Seen(), Sender(1)
     headers = [(b"cookie", b"llmos_session=old")]

@@ -235,6 +235,7 @@ def test_a_sum_that_no_cohort_can_reach_is_critical(scene: Scene) -> None:
         scene.watch.committed(RunId("trial"), RoundNumber(3), failed)
     (alarm,) = scene.alarms()
     assert (alarm.severity, alarm.subject_kind, alarm.subject) == ("critical", "run", "trial")
+    assert alarm.count == 1, "of the other failure nobody is told"
     assert alarm.detail == "round 3: a sum lies outside"
 
 
