@@ -91,15 +91,13 @@ class AlarmRows:
         assert found is not None
         return found
 
-    def again(self, number: int, *, times: int, detail: str, at: float, action: str) -> None:
-        """It was found so many times more."""
-        values = {
-            "count": _alarms.c.count + times,
-            "last_at": at,
-            "detail": detail,
-            "action": action,
-        }
-        self._update(number, values)
+    def again(self, number: int, *, times: int, detail: str, at: float, action: str) -> bool:
+        """It was found so many times more; False if somebody has acknowledged it meanwhile."""
+        values = {"count": _alarms.c.count + times, "last_at": at}
+        with self._database.writing() as connection:
+            this = _alarms.update().where(_alarms.c.id == number, _OPEN)
+            found = connection.execute(this.values(values | {"detail": detail, "action": action}))
+            return bool(found.rowcount)
 
     def acknowledge(self, number: int, by: str, *, now: float) -> Alarm | None:
         """Somebody has seen it; who did first stays. ``None``: there is none of this number."""

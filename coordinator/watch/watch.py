@@ -246,6 +246,8 @@ class Watch:
                     self._let_go_one(about)
                 except LlmOsError as err:
                     log.error("watch.failed", code=err.code, error=str(err))
+                except Exception:
+                    log.exception("watch.failed")
         self._raised_at = {about: at for about, at in self._raised_at.items() if now - at < AGAIN_S}
 
     def _let_go_one(self, about: tuple[str, Subject]) -> None:
@@ -261,15 +263,15 @@ class Watch:
         rule, subject = self._rules[found.rule], found.subject
         detail = _plain(found.detail, 500)
         name = _plain(subject.name, MAX_TEXT)
+        action = self._quarantined(rule, subject)
         before = self._rows.unacknowledged(rule.code, subject.kind, name)
         if before is None and name and self._rows.count_open(rule.code) >= MOST_OPEN:
             subject, name = Subject(About.COORDINATOR), ""
             before = self._rows.unacknowledged(rule.code, subject.kind, name)
-        action = self._quarantined(rule, subject)
         if before is not None:
-            action = action if action == QUARANTINED else before.action
-            self._rows.again(before.id, times=times, detail=detail, at=found.at, action=action)
-            return
+            then = action if action == QUARANTINED else before.action
+            if self._rows.again(before.id, times=times, detail=detail, at=found.at, action=then):
+                return
         severity = str(found.severity or rule.severity)
         facts = {"rule": rule.code, "severity": severity, "about": str(subject.kind)}
         self._audit.record(Entry(Action.ALARM_RAISED, COORDINATOR, name, facts))

@@ -36,7 +36,7 @@ def test_an_alarm_is_kept_as_it_is(place: Place, store: Store) -> None:
 
 def test_an_alarm_counts_on_until_it_is_acknowledged(store: Store) -> None:
     kept = store.alarms.add(ONE)
-    store.alarms.again(kept.id, times=3, detail="and again", at=6.0, action=QUARANTINED)
+    assert store.alarms.again(kept.id, times=3, detail="and again", at=6.0, action=QUARANTINED)
     found = store.alarms.unacknowledged("replays", "device", "kitchen")
     assert found == dataclasses.replace(
         kept, count=4, last_at=6.0, detail="and again", action=QUARANTINED
@@ -45,6 +45,10 @@ def test_an_alarm_counts_on_until_it_is_acknowledged(store: Store) -> None:
         assert store.alarms.unacknowledged(*other) is None
     store.alarms.acknowledge(kept.id, "anna", now=9.0)
     assert store.alarms.unacknowledged("replays", "device", "kitchen") is None
+    assert not store.alarms.again(kept.id, times=1, detail="late", at=10.0, action=UNTOUCHED)
+    seen = store.alarms.alarm(kept.id)
+    assert seen is not None
+    assert (seen.count, seen.detail) == (4, "and again")
 
 
 def test_who_acknowledges_first_stays(store: Store) -> None:

@@ -308,9 +308,9 @@ def test_a_flood_is_written_once_a_second_and_counted_whole(
     writes: dict[int, list[int]] = {}
     again = AlarmRows.again
 
-    def counted(rows: AlarmRows, number: int, *, times: int, **more: Any) -> None:
+    def counted(rows: AlarmRows, number: int, *, times: int, **more: Any) -> bool:
         writes.setdefault(number, []).append(times)
-        again(rows, number, times=times, **more)
+        return again(rows, number, times=times, **more)
 
     monkeypatch.setattr(AlarmRows, "again", counted)
     passed = [0.0]
@@ -335,6 +335,55 @@ def test_of_one_rule_there_are_only_so_many_open_alarms(scene: Scene) -> None:
     (shared,) = [alarm for alarm in found if not alarm.subject]
     # Everybody together twice, and who had no alarm of his own.
     assert shared.count == (MOST_OPEN + 20) // EVERYBODY + 20 + 1
+
+
+def test_who_has_no_alarm_of_its_own_is_kept_out_all_the_same(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_OPEN", 1)
+    scene.may_quarantine(About.KEY)
+    for key in ("first", "second"):
+        scene.watch.key_used(key, "10.0.0.1")
+        scene.watch.key_used(key, "10.0.0.2")
+    assert scene.about() == [
+        ("key-new-place", "key", "first"),
+        ("key-new-place", "coordinator", ""),
+    ]
+    assert [name for name, _ in scene.quarantined] == ["first", "second"]
+
+
+def test_what_is_acknowledged_while_it_is_found_again_is_another_alarm(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.watch.found("home-open", Severity.WARNING, "HOME: mode 755")
+    scene.settle()
+    (first,) = scene.rows.alarms(limit=9)
+    unacknowledged = AlarmRows.unacknowledged
+
+    def just_before(rows: AlarmRows, *about: str) -> Alarm | None:
+        found = unacknowledged(rows, *about)
+        rows.acknowledge(first.id, "anna", now=NOW)
+        return found
+
+    monkeypatch.setattr(AlarmRows, "unacknowledged", just_before)
+    scene.watch.found("home-open", Severity.WARNING, "HOME: mode 777")
+    seen, other = scene.alarms()
+    assert (seen.count, seen.acknowledged_by) == (1, "anna")
+    assert (other.detail, other.acknowledged_at) == ("HOME: mode 777", None)
+
+
+def test_a_mistake_while_something_is_written_does_not_end_the_watch(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.sink.full = True
+    scene.watch.found("home-open", Severity.WARNING, "HOME: mode 755")
+    scene.settle()
+    monkeypatch.setattr(Watch, "_raise", lambda *_: 1 / 0)
+    monkeypatch.setattr(module, "AGAIN_S", 0.0)
+    scene.settle()
+    assert scene.watch._thread.is_alive()
+    scene.settle()
+    assert scene.watch._held == {}, "it was tried"
 
 
 def assert_set(event: threading.Event) -> None:
