@@ -264,15 +264,18 @@ HOSTILE = {
 @pytest.mark.parametrize("unit", HOSTILE.values(), ids=HOSTILE.keys())
 def test_work_grows_in_step_with_hostile_text(unit: str) -> None:
     # Five times the text costs five times the work, where a quadratic recogniser would ask for 25
-    # times. The bound of 12 and half a second leave room for a busy machine; process time does
-    # not count what others do on it. 100,000 characters take about a second at worst.
+    # times. The bound of 12 and half a second leave room for a busy machine, and so do five tries:
+    # what others do makes work look slow (seen once in some hundred runs), and never fast.
     def seconds(size: int) -> float:
         text = unit * (size // len(unit) + 1)
         started = time.process_time()
         redact(text)
         return time.process_time() - started
 
-    part, whole = seconds(20_000), seconds(100_000)
+    for _ in range(5):
+        part, whole = seconds(20_000), seconds(100_000)
+        if whole < 12 * part + 0.5:
+            break
     assert whole < 12 * part + 0.5
     assert whole < 20
 
