@@ -26,7 +26,7 @@ import structlog
 from coordinator.fleet.transport_fleet import TransportFleet
 from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.text_services import TextServices
-from coordinator.store.alarms import AlarmRows
+from coordinator.store.alarms import MOST_WATCHED, AlarmRows
 from coordinator.store.store import Store, StoredRow, TransitionRow
 from coordinator.views import milestone_event, transition_event
 
@@ -37,7 +37,6 @@ ROOM: Final = 1000
 """Events that a listener may be behind."""
 LOOK_S: Final = 1.0
 """Between two looks at devices and models."""
-MOST_ALARMS: Final = 100
 _BATCH: Final = 200
 
 Place = tuple[int, int]
@@ -249,7 +248,7 @@ def live_states(
     for name, state, reason in cards:
         facts = {"model": name, "state": state, "reason": reason}
         states[f"engine {name}"] = ("engine", facts)
-    for alarm in alarms.alarms(limit=MOST_ALARMS, only_open=True):
+    for alarm in alarms.alarms(limit=MOST_WATCHED, only_open=True):
         about = f"{alarm.subject_kind} {alarm.subject}".strip()
         told = {"alarm": alarm.id, "rule": alarm.rule, "about": about, "count": alarm.count}
         states[f"alarm {alarm.id}"] = ("alarm", told | {"severity": alarm.severity})

@@ -318,7 +318,12 @@ def _watched(settings: Watching, home: Path, store: Store, audit: AuditLog) -> I
         webhook = None
         if settings.webhook:
             secret = webhook_secret(home)
-            webhook = Webhook(store.alarms, url=settings.webhook, secret=secret, view=alarm_view)
+            webhook = Webhook(
+                store.alarms,
+                url=settings.webhook,
+                secret=secret,
+                view=lambda alarm: alarm_view(alarm).model_dump(),
+            )
             stack.callback(webhook.close)
             webhook.start()
         watch = Watch(

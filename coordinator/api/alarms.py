@@ -43,21 +43,10 @@ class AlarmView(BaseModel):
     acknowledged_by: str = Field(description="Empty: nobody")
 
 
-def alarm_view(alarm: Alarm) -> dict[str, Any]:
+def alarm_view(alarm: Alarm) -> AlarmView:
     """An alarm as it is listed, watched and sent."""
-    return {
-        "id": alarm.id,
-        "rule": alarm.rule,
-        "severity": alarm.severity,
-        "subject": {"kind": alarm.subject_kind, "name": alarm.subject},
-        "detail": alarm.detail,
-        "count": alarm.count,
-        "first_at": alarm.first_at,
-        "last_at": alarm.last_at,
-        "action": alarm.action,
-        "acknowledged_at": alarm.acknowledged_at,
-        "acknowledged_by": alarm.acknowledged_by,
-    }
+    same = {name: getattr(alarm, name) for name in AlarmView.model_fields if name != "subject"}
+    return AlarmView(subject=AlarmSubject(kind=alarm.subject_kind, name=alarm.subject), **same)
 
 
 def alarm_routes(services: Services) -> APIRouter:
@@ -80,7 +69,7 @@ def alarm_routes(services: Services) -> APIRouter:
         before = place[0] if place else None
         found = rows.alarms(before=before, limit=limit + 1, only_open=only_open)
         items, following = places.page(found, limit, lambda alarm: (alarm.id,))
-        return Page(items=[AlarmView(**alarm_view(each)) for each in items], next=following)
+        return Page(items=[alarm_view(each) for each in items], next=following)
 
     @router.post("/alarms/{number}/acknowledge", summary="Acknowledge an alarm")
     def acknowledge(number: Annotated[int, Path(ge=1, le=MOST_NUMBER)]) -> AlarmView:
@@ -94,6 +83,6 @@ def alarm_routes(services: Services) -> APIRouter:
             with recorded(services.audit, entry):
                 alarm = rows.acknowledge(number, acting.get(), now=services.now())
             assert alarm is not None  # only acknowledged ones are ever removed
-        return AlarmView(**alarm_view(alarm))
+        return alarm_view(alarm)
 
     return router

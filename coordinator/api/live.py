@@ -29,6 +29,7 @@ from coordinator.inference.front_desk import FrontDesk
 from coordinator.inference.live_serving import LiveServing
 from coordinator.live import LiveHub, Watcher, told
 from coordinator.live_topics import MOST_DEVICES, LiveTopics
+from coordinator.store.alarms import MOST_WATCHED
 from coordinator.store.store import Store
 
 CHECK_S: Final = 1.0
@@ -38,8 +39,6 @@ STALLED_S: Final = 30.0
 MOST_OF_ONE: Final = 16
 """Sockets of one principal: a person with many open pages."""
 MOST_TOPICS: Final = 16
-MOST_ALARMS: Final = 100
-"""Of those that nobody acknowledged, the newest."""
 TOPIC_LENGTH: Final = 64
 MESSAGES_A_MINUTE: Final = 240
 MESSAGE_BYTES: Final = 16 * 1024
@@ -86,8 +85,8 @@ def live_topics(
         return {"models": serving.view(desk)}
 
     def alarms() -> dict[str, Any]:
-        found = store.alarms.alarms(limit=MOST_ALARMS, only_open=True)
-        shown = {str(each.id): alarm_view(each) for each in found}
+        found = store.alarms.alarms(limit=MOST_WATCHED, only_open=True)
+        shown = {str(each.id): alarm_view(each).model_dump() for each in found}
         return {"open": store.alarms.count_open(), "alarms": shown}
 
     return LiveTopics(store, {"fleet": devices, "serving": models, "alarms": alarms})

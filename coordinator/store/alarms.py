@@ -9,7 +9,7 @@ Written by one thread; read, and acknowledged, by any.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -18,6 +18,9 @@ from coordinator.store.database import Database
 from coordinator.store.tables import alarms as _alarms
 
 MOST_KEPT: Final = 10_000
+
+MOST_WATCHED: Final = 100
+"""Of those that nobody acknowledged, so many of the newest are shown as they come."""
 
 UNTOUCHED: Final = "none"
 QUARANTINED: Final = "quarantined"
@@ -87,9 +90,7 @@ class AlarmRows:
             made = connection.execute(_alarms.insert().values(row).returning(_alarms.c.id))
             number = int(made.scalar_one())
             connection.execute(_alarms.delete().where(_alarms.c.id <= number - MOST_KEPT, ~_OPEN))
-        found = self.alarm(number)
-        assert found is not None
-        return found
+        return replace(alarm, id=number)
 
     def again(self, number: int, *, times: int, detail: str, at: float, action: str) -> bool:
         """It was found so many times more; False if somebody has acknowledged it meanwhile."""

@@ -3,7 +3,7 @@
 import type { ReactNode } from "react";
 import type { IconName } from "./components/icon";
 import type { Key } from "./lib/i18n";
-import type { Role } from "./lib/session";
+import { AUDITING, READING, type Role } from "./lib/session";
 import { Alarms } from "./pages/alarms";
 import { Audit } from "./pages/audit";
 import { Device } from "./pages/device";
@@ -27,9 +27,6 @@ export interface PageEntry {
   /** `rest` is what the address has behind the path: `#/runs/tickets` is `["tickets"]`. */
   show: (rest: string[]) => ReactNode;
 }
-
-const READING = ["viewer", "operator", "admin"] as const;
-const AUDITING = ["auditor", "admin"] as const;
 
 export const PAGES: readonly PageEntry[] = [
   {

@@ -7,6 +7,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,10 @@ from tests.support.webhooks import Listener, fits, listening
 NOW = 1_700_000_000.5
 
 
+def told_of(alarm: Alarm) -> dict[str, Any]:
+    return alarm_view(alarm).model_dump()
+
+
 class Sending:
     """A webhook over rows; time passes as the test says."""
 
@@ -38,7 +43,7 @@ class Sending:
         self.now = NOW
         self.secret = webhook_secret(home)
         self.webhook = Webhook(
-            self.rows, url=url, secret=self.secret, view=alarm_view, now=lambda: self.now
+            self.rows, url=url, secret=self.secret, view=told_of, now=lambda: self.now
         )
 
     def raised(self, subject: str = "kitchen") -> Alarm:
@@ -87,7 +92,7 @@ def test_an_alarm_arrives_once_and_signed(sending: Sending, listener: Listener) 
     assert headers["webhook-timestamp"] == str(int(NOW))
     assert headers["webhook-id"] == f"alarm-{alarm.id}-{int(NOW)}"
     assert headers["content-type"] == "application/json"
-    assert listener.alarms() == [alarm_view(alarm)]
+    assert listener.alarms() == [told_of(alarm)]
     kept = sending.rows.alarm(alarm.id)
     assert kept is not None
     assert (kept.sent_at, kept.next_try_at, kept.tries) == (NOW, None, 1)

@@ -7,7 +7,7 @@ import { useAction } from "../api/use_resource";
 import { useCell } from "../lib/cell";
 import { useCode, useText } from "../lib/i18n";
 import { address } from "../lib/router";
-import { logOut, useMay, useSession } from "../lib/session";
+import { logOut, READING, useMay, useSession } from "../lib/session";
 import { type Language, language, type Theme, theme } from "../lib/settings";
 import type { PageEntry } from "../pages";
 import { Button } from "./button";
@@ -46,7 +46,7 @@ export function Switches() {
 
 /** How many alarms nobody has acknowledged; 0 where this role has no live feed. */
 function useOpenAlarms(): number {
-  const isLive = useMay("viewer", "operator", "admin");
+  const isLive = useMay(...READING);
   return useLive<AlarmsNow>(isLive ? "alarms" : null).data?.open ?? 0;
 }
 

@@ -8,6 +8,11 @@ import { useCell } from "./cell";
 
 export type Role = "viewer" | "auditor" | "operator" | "admin" | "caller" | "device";
 
+/** Who may look at devices, runs and models, and follow them live. */
+export const READING = ["viewer", "operator", "admin"] as const;
+/** Who may look at what was done, and by whom. */
+export const AUDITING = ["auditor", "admin"] as const;
+
 export interface Session {
   name: string | null;
   role: Role | null;

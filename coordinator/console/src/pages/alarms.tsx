@@ -21,13 +21,13 @@ import { type Column, Table } from "../components/table";
 import { SEVERITIES } from "../components/tones";
 import { useCode, useText } from "../lib/i18n";
 import { address } from "../lib/router";
-import { useMay } from "../lib/session";
+import { AUDITING, READING, useMay } from "../lib/session";
 
 const PATH = "/api/v1/alarms";
 
 export function Alarms() {
   const t = useText();
-  const isLive = useMay("viewer", "operator", "admin");
+  const isLive = useMay(...READING);
   const [all, setAll] = useState(false);
   return (
     <div className="page">
@@ -173,8 +173,8 @@ function Found({ alarm: { rule, detail } }: { alarm: Alarm }) {
 function Subject({ of: { subject } }: { of: Alarm }): ReactNode {
   const t = useText();
   const code = useCode();
-  const reads = useMay("viewer", "operator", "admin");
-  const audits = useMay("auditor", "admin");
+  const reads = useMay(...READING);
+  const audits = useMay(...AUDITING);
   if (subject.name === "") return t("alarms.everybody");
   const pages: Record<string, string> = {
     ...(reads && { device: address("fleet", subject.name), run: address("runs", subject.name) }),
