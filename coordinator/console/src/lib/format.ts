@@ -24,10 +24,24 @@ export interface Format {
   exact(at: number): string;
 }
 
+const made: Partial<Record<Language, Format>> = {};
+
+/** Made once: to make one of Intl's takes as long as a row of a table, and tables have a thousand. */
 export function format(to: Language): Format {
-  const locale = LOCALE[to];
-  const number = (value: number, digits = 0) =>
-    new Intl.NumberFormat(locale, { maximumFractionDigits: digits }).format(value);
+  made[to] ??= newFormat(LOCALE[to]);
+  return made[to];
+}
+
+function newFormat(locale: string): Format {
+  const words = new Intl.RelativeTimeFormat(locale, { numeric: "auto" });
+  const moment = new Intl.DateTimeFormat(locale, { dateStyle: "medium", timeStyle: "long" });
+  const numbers = new Map<number, Intl.NumberFormat>();
+  const number = (value: number, digits = 0) => {
+    const known =
+      numbers.get(digits) ?? new Intl.NumberFormat(locale, { maximumFractionDigits: digits });
+    numbers.set(digits, known);
+    return known.format(value);
+  };
   const unit = (value: number, name: string) =>
     new Intl.NumberFormat(locale, { style: "unit", unit: name, unitDisplay: "short" }).format(
       value,
@@ -61,14 +75,10 @@ export function format(to: Language): Format {
     },
     relative(at, now) {
       const passed = at - now;
-      const words = new Intl.RelativeTimeFormat(locale, { numeric: "auto" });
       const [name, size] = STEPS.find(([, size]) => Math.abs(passed) >= size) ?? ["second", 1];
       return words.format(Math.trunc(passed / size), name);
     },
-    exact: (at) =>
-      new Intl.DateTimeFormat(locale, { dateStyle: "medium", timeStyle: "long" }).format(
-        new Date(at * 1000),
-      ),
+    exact: (at) => moment.format(new Date(at * 1000)),
   };
 }
 
