@@ -29,11 +29,18 @@ device = typer.Typer(help="The fleet.", no_args_is_help=True)
 key = typer.Typer(help="Keys for the HTTP API.", no_args_is_help=True)
 
 Home = Annotated[Path, typer.Option(envvar="LLMOS_HOME", help="The coordinator's folder.")]
-Url = Annotated[str, typer.Option(envvar="LLMOS_URL", help="The coordinator's address.")]
+Url = Annotated[
+    str,
+    typer.Option(
+        envvar="LLMOS_URL",
+        help="The coordinator's address; else of the one in --home. LLMOS_CA names a file with the "
+        "certificate by which it is known, if it is another machine's.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 DEFAULT_HOME = Path("~/.llmos/coordinator")
-DEFAULT_URL = "http://127.0.0.1:8443"
+DEFAULT_URL = ""
 PAGE = 200
 """As many items as a page may have."""
 WORTH_SAYING = 0.001
@@ -43,8 +50,33 @@ WORTH_SAYING = 0.001
 @up.command()
 def start(
     home: Home = DEFAULT_HOME,
-    port: Annotated[int, typer.Option(help="API port on loopback; 0 finds a free one.")] = 8443,
-    broker_port: Annotated[int, typer.Option(help="Broker port; 0 finds a free one.")] = 1883,
+    port: Annotated[int, typer.Option(help="API port; 0 finds a free one.")] = 8443,
+    broker_port: Annotated[
+        int | None,
+        typer.Option(help="Broker port, else 1883, or 8883 with TLS; 0 finds a free one."),
+    ] = None,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="API and broker speak TLS; devices get certificates.")
+    ] = False,
+    host: Annotated[
+        str,
+        typer.Option(help="Address to listen on, 0.0.0.0 for all; any but loopback speaks TLS."),
+    ] = "127.0.0.1",
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name or address by which devices reach this machine; the first is what they are "
+            "told. May be given again."
+        ),
+    ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(help="PEM with the API's certificate, in place of one made here."),
+    ] = None,
+    private_key: Annotated[Path | None, typer.Option(help="PEM with the key of that.")] = None,
+    certificate_hours: Annotated[
+        float, typer.Option(help="Life of a device's certificate; it is renewed after two thirds.")
+    ] = 168.0,
     broker: Annotated[
         str, typer.Option(help="HOST:PORT of a broker that runs already; else one is started.")
     ] = "",
@@ -176,16 +208,28 @@ def start(
         str, typer.Option(envvar="LLMOS_OIDC_NAME", help="The claim with somebody's name.")
     ] = "preferred_username",
 ) -> None:
-    """Start a coordinator: registry, federated rounds, HTTP API and a broker, on loopback."""
+    """Start a coordinator: registry, federated rounds, HTTP API and a broker."""
     from coordinator.inference.engines import Serving
+    from coordinator.listening import Listening
     from coordinator.process import run_coordinator
     from shared.logs import set_up_logs
 
     set_up_logs(as_json=not sys.stderr.isatty())
+    listening = Listening.of_options(
+        host,
+        tls=tls,
+        names=tuple(name or ()),
+        certificate=certificate,
+        private_key=private_key,
+        certificate_hours=certificate_hours,
+    )
+    if broker_port is None:
+        broker_port = 8883 if listening.tls else 1883
     run_coordinator(
         home.expanduser(),
         port=port,
         broker_port=broker_port,
+        listening=listening,
         broker=broker,
         key_holder=key_holder,
         cache=cache,
@@ -273,20 +317,41 @@ def _adapter_names(text: str) -> AdapterNames:
     return "plain" if text == "plain" else "llmos"
 
 
+def _address_in(home: Path) -> str:
+    """Where the coordinator that works in ``home`` listens."""
+    try:
+        return str(json.loads((home / "ready.json").read_bytes())["url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "http://127.0.0.1:8443"
+
+
 class Client:
     """The coordinator's API, for command lines and the demo."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, *, authorities: Path | None = None) -> None:
+        """``authorities``: by whom a server is known, PEM; ``None``: by those of this machine.
+
+        Raises:
+            StorageError: there is no certificate in it.
+        """
         import httpx
 
+        from shared.tls import client_context
+
+        known_by = True if authorities is None else client_context(authorities.read_text("ascii"))
+        headers = {"Authorization": f"Bearer {token}"}
         self._http = httpx.Client(
-            base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30, trust_env=False
+            base_url=url, headers=headers, timeout=30, trust_env=False, verify=known_by
         )
 
     @classmethod
     def of_home(cls, home: Path, url: str) -> Client:
-        """Use the admin token in the coordinator's folder, or ``LLMOS_TOKEN``."""
-        path = home.expanduser() / "admin.token"
+        """Use the admin token in the coordinator's folder, or ``LLMOS_TOKEN``.
+
+        An empty ``url`` is the address of the coordinator that works in the folder.
+        """
+        home = home.expanduser()
+        path = home / "admin.token"
         token = os.environ.get("LLMOS_TOKEN", "")
         if not token:
             try:
@@ -296,7 +361,9 @@ class Client:
                     f"no admin token in {path}: start the coordinator with 'llmos up', "
                     "name its folder with --home, or set LLMOS_TOKEN"
                 ) from err
-        return cls(url, token)
+        named = os.environ.get("LLMOS_CA", "")
+        beside = Path(named) if named else home / "tls" / "trusted.pem"
+        return cls(url or _address_in(home), token, authorities=beside if beside.exists() else None)
 
     def close(self) -> None:
         """Close the connections that are kept open between requests."""

@@ -21,6 +21,9 @@ from coordinator.audit.audited_store import AuditedStore, Written, catch_up
 from coordinator.audit.chain import Action, Entry, Fact
 from coordinator.audit.log import AuditLog
 from coordinator.audit.sink import COORDINATOR
+from coordinator.authority.authority import Authority
+from coordinator.authority.enrolment import Enrolment
+from coordinator.authority.keeper import Keeper
 from coordinator.broker.embedded import EmbeddedBroker
 from coordinator.coordinator import Coordinator
 from coordinator.exposition import Exposition
@@ -38,6 +41,7 @@ from coordinator.inference.run_adapters import adapters_by_name, run_adapters
 from coordinator.inference.run_heads import run_heads
 from coordinator.inference.serve_texts import NO_ENCODER, serve_texts
 from coordinator.inference.serving_metrics import ServingMetrics
+from coordinator.listening import Listening
 from coordinator.live import LiveHub
 from coordinator.people.oidc import OidcSettings, Provider, check_settings
 from coordinator.people.people import People
@@ -59,7 +63,7 @@ from shared.config import parse_address
 from shared.crypto.identity import Identity, fingerprint, format_public, parse_public
 from shared.crypto.sum_worker import SumWorker
 from shared.errors import LlmOsError
-from shared.loopback import LOOPBACK, served
+from shared.loopback import served
 from shared.models.model_worker import ModelWorker
 from shared.service import announced_ready, home_lock, secret_token, serve
 from shared.transport.mqtt import MqttTransport
@@ -86,12 +90,13 @@ def run_coordinator(
     say: Callable[[str], None] = lambda _: None,
     otel_endpoint: str = "",
     watch_file: Path | None = None,
+    listening: Listening | None = None,
 ) -> None:
     """Run a coordinator until SIGINT or SIGTERM. Call on the main thread.
 
     Args:
         home: Store, blobs, identity and admin token; one process at a time.
-        port: Of the HTTP API on loopback; 0 finds a free one.
+        port: Of the HTTP API; 0 finds a free one.
         broker_port: Of the broker that is started; 0 finds a free one.
         broker: ``HOST:PORT`` of a broker that runs already; empty starts one.
         key_holder: The key holder's public key; empty for clear runs only.
@@ -111,6 +116,7 @@ def run_coordinator(
         otel_endpoint: Of an OTLP/HTTP receiver for spans; empty measures none.
         watch_file: Settings of :mod:`coordinator.watch.settings`; ``None``: ``watch.toml`` in the
             home, if there is one.
+        listening: On which address, and whether over TLS; ``None``: on loopback, in clear.
 
     Raises:
         ConfigError: a port is taken, an address or key is malformed, or options of ``serving``
@@ -123,7 +129,7 @@ def run_coordinator(
     rows_at = store_url(store_at, home)
     watching = read_watching(home, watch_file)
     provider = _provider(oidc)
-    serving = serving or Serving()
+    serving, listening = serving or Serving(), listening or Listening()
     engine = serving.engine(home / "models", prefixes="" if cache in _NOT_SHARED else cache)
     with ExitStack() as stack:
         tracing = stack.enter_context(_spans(otel_endpoint))
@@ -136,9 +142,12 @@ def run_coordinator(
         )
         desk, exposition = counted.desk, counted.exposition
         show_alarms(exposition, watch, store.alarms)
-        kind, broker_host, broker_port = stack.enter_context(_reached(broker, home, broker_port))
+        keeper = _keeper(listening, home, store, identity) if listening.tls else None
+        reached = stack.enter_context(_reached(broker, home, broker_port, listening, keeper))
         transport = MqttTransport(
-            broker_host, broker_port, f"coordinator-{fingerprint(identity.public)}"
+            *reached.here,
+            f"coordinator-{fingerprint(identity.public)}",
+            credentials=keeper.credentials if keeper is not None else None,
         )
         loop, adder = ActorLoop(), SumWorker()
         stack.callback(adder.close)
@@ -183,7 +192,7 @@ def run_coordinator(
                 fleet=coordinator.fleet,
                 coordinator=identity.public,
                 key_holder=holder,
-                broker=(broker_host, broker_port),
+                broker=reached.told,
                 admin_token=secret_token(home / "admin.token"),
                 now=time.time,
                 stop_run=lambda run, why: loop.post(lambda: coordinator.stop_run(run, why)),
@@ -200,19 +209,32 @@ def run_coordinator(
                 management=Management(feed, counted.usage, home / "models", live),
                 tracing=tracing,
                 watch=watch,
+                enrolment=_enrolment(keeper, listening, holder) if keeper is not None else None,
             )
         )
-        listening = stack.enter_context(served(app, port, extra="coordinator", **WEB_SOCKETS))
-        url = f"http://{LOOPBACK}:{listening}"
+        listens_at = stack.enter_context(
+            served(
+                app,
+                port,
+                extra="coordinator",
+                host=listening.host,
+                tls=keeper.context if keeper is not None else None,
+                **WEB_SOCKETS,
+            )
+        )
+        url = listening.url(listens_at)
         facts = {
             "url": url,
-            "broker": kind,
-            "broker_host": broker_host,
-            "broker_port": broker_port,
+            "tls": listening.tls,
+            "broker": reached.kind,
+            "broker_host": reached.told[0],
+            "broker_port": reached.told[1],
             "public_key": format_public(identity.public),
         }
         urls = {"store": store_at, "vectors": vectors, "cache": cache, "traces": otel_endpoint}
-        connections = _connections(broker=broker_host, serving=serving, urls=urls)
+        connections = _connections(
+            broker=reached.here[0], tls=listening.tls, serving=serving, urls=urls
+        )
         stack.enter_context(announced_ready(home, facts | {"connections": connections}))
         log.info("coordinator.ready", **facts)
         if not people.has_accounts():
@@ -266,9 +288,11 @@ def _front_desk(
         yield _Counted(desk, exposition, usage, serving)
 
 
-def _connections(*, broker: str, serving: Serving, urls: Mapping[str, str]) -> list[dict[str, Any]]:
+def _connections(
+    *, broker: str, tls: bool, serving: Serving, urls: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """What is used over sockets, for whoever checks it, without who may enter."""
-    found = [Connection("broker", broker, tls=False, secret=False)]
+    found = [Connection("broker", broker, tls=tls, secret=tls)]
     found += [
         Connection.of_url(what, url) for what, url in urls.items() if url and url not in _NOT_SHARED
     ]
@@ -392,21 +416,69 @@ def _provider(settings: OidcSettings | None) -> Provider | None:
     return Provider(settings)
 
 
-@contextmanager
-def _reached(broker: str, home: Path, port: int) -> Iterator[tuple[str, str, int]]:
-    """Kind, host and port of the broker that was named, or of one that is started."""
-    if broker:
-        yield "external", *parse_address(broker)
-        return
-    with _kept_alive(home / "broker", port) as embedded:
-        yield embedded.kind, embedded.host, embedded.port
+@dataclass(frozen=True, slots=True)
+class _Reached:
+    """A broker: which, where it is from here, and what others are told."""
+
+    kind: str
+    here: tuple[str, int]
+    told: tuple[str, int]
 
 
 @contextmanager
-def _kept_alive(folder: Path, port: int) -> Iterator[EmbeddedBroker]:
-    """A broker that is started again whenever it has ended."""
+def _reached(
+    broker: str, home: Path, port: int, listening: Listening, keeper: Keeper | None
+) -> Iterator[_Reached]:
+    """The broker that was named, or one that is started; with TLS, what it reads is kept up to date."""
+    with ExitStack() as stack:
+        if broker:
+            place = parse_address(broker)
+            reached = _Reached("external", place, place)
+        else:
+            files = keeper.broker_files if keeper is not None else None
+            embedded = EmbeddedBroker(home / "broker", host=listening.host, port=port, files=files)
+            stack.enter_context(_kept_alive(embedded))
+            here = embedded.reachable_at, embedded.port
+            told = (listening.told, embedded.port) if keeper is not None else here
+            reached = _Reached(embedded.kind, here, told)
+            if keeper is not None:
+                keeper.reload_broker = embedded.reload
+        if keeper is not None:
+            stack.callback(keeper.close)
+            keeper.start()
+        yield reached
+
+
+def _keeper(listening: Listening, home: Path, store: Store, identity: Identity) -> Keeper:
+    authority = Authority(home / "authority", now=time.time())
+    return Keeper(
+        authority,
+        store,
+        identity,
+        home,
+        names=listening.certified,
+        now=time.time,
+        given=listening.given,
+    )
+
+
+def _enrolment(keeper: Keeper, listening: Listening, holder: PublicKey | None) -> Enrolment:
+    return Enrolment(
+        authority=keeper.authority,
+        store=keeper.store,
+        identity=keeper.identity,
+        key_holder=holder,
+        trusted=keeper.trusted,
+        now=time.time,
+        life_s=listening.life_s,
+    )
+
+
+@contextmanager
+def _kept_alive(broker: EmbeddedBroker) -> Iterator[None]:
+    """Start it again whenever it has ended."""
     over = threading.Event()
-    with EmbeddedBroker(folder, port=port) as broker:
+    with broker:
         if broker.warning:
             log.warning("broker.fallback", advice=broker.warning)
 
@@ -423,7 +495,7 @@ def _kept_alive(folder: Path, port: int) -> Iterator[EmbeddedBroker]:
         watcher = threading.Thread(target=watch, daemon=True, name="broker-watch")
         watcher.start()
         try:
-            yield broker
+            yield
         finally:
             over.set()
             watcher.join()

@@ -9,13 +9,17 @@ import sys
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import structlog
 import typer
 
 from edge_agent.inference.commands import inference
 from edge_agent.options import DEFAULT_HOME, AsJson, Home
+
+if TYPE_CHECKING:
+    from shared.enrolment import Enrolled
+    from shared.tls import Credentials
 
 edge = typer.Typer(help="On a device.", no_args_is_help=True)
 data = typer.Typer(help="The device's own examples.", no_args_is_help=True)
@@ -98,8 +102,13 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(home_lock(home))
         identity = Identity.load(home / "identity.key")
+        credentials = _credentials(membership.enrolled(home), stack)
         transport = MqttTransport(
-            membership.broker_host, membership.broker_port, f"device-{membership.device}"
+            membership.broker_host,
+            membership.broker_port,
+            f"device-{membership.device}",
+            credentials=credentials,
+            patient=True,  # questions are answered here, whether or not anybody else answers
         )
         loop = ActorLoop()
         seed = bytes.fromhex(membership.simulation_seed) if membership.simulation_seed else None
@@ -132,6 +141,19 @@ def run(
         stack.enter_context(announced_ready(home, facts))
         structlog.get_logger().info("edge.ready", **facts)
         serve(agent, transport, loop)
+
+
+def _credentials(enrolled: Enrolled | None, stack: ExitStack) -> Credentials | None:
+    """What the device shows to the broker, renewed in time; ``None`` without TLS."""
+    from shared.enrolment import Renewal
+
+    if enrolled is None:
+        return None
+    credentials = enrolled.credentials()
+    renewal = Renewal(enrolled, on_renewed=credentials.reload)
+    stack.callback(renewal.close)
+    renewal.start()
+    return credentials
 
 
 @edge.command("status")

@@ -6,18 +6,17 @@ import math
 from pathlib import Path
 from typing import Final
 
-import httpx
-
 from shared.config import Field, Table, read, read_json
 from shared.crypto.identity import Identity, fingerprint, format_public, parse_public
+from shared.enrolment import Enrolled, ask, fetch_authorities, is_secured, keep_certificate
 from shared.errors import (
-    AccessDenied,
     ConfigError,
     CoordinatorUnavailable,
     DataError,
     WrongKey,
 )
 from shared.files import write_durably
+from shared.tls import client_context
 from shared.wire import topics
 
 FILE: Final = "membership.json"
@@ -32,6 +31,8 @@ class Membership(Table):
         key_holder: The key holder's public key; empty if there is none.
         broker_host: Where the broker is.
         broker_port: Its TCP port.
+        url: The coordinator's address; empty for a device that joined before it was kept.
+        secured: Whether coordinator and broker are talked to over TLS.
         min_devices: Fewest devices in an opened sum that the owner accepts.
         epsilon_budget: Most ε over the life of the example store; null allows
             runs without noise.
@@ -46,12 +47,20 @@ class Membership(Table):
     key_holder: str
     broker_host: str
     broker_port: int = Field(ge=1, le=65_535)
+    url: str = ""
+    secured: bool = False
     min_devices: int = Field(16, ge=2)
     epsilon_budget: float | None = Field(10.0, gt=0)
     delta: float = Field(1e-5, gt=0, lt=1)
     clear_runs: bool = False
     tell_budget: bool = False
     simulation_seed: str = ""
+
+    def enrolled(self, home: Path) -> Enrolled | None:
+        """Of this device's certificate; ``None`` without TLS."""
+        if not self.secured:
+            return None
+        return Enrolled(home, self.url, fingerprint(parse_public(self.coordinator)), self.device)
 
     @property
     def budget(self) -> float:
@@ -66,6 +75,7 @@ class _Welcome(Table):
     key_holder: str
     broker_host: str
     broker_port: int
+    certificate: str = ""
 
 
 def read_membership(home: Path) -> Membership:
@@ -99,11 +109,12 @@ def join(
     """Make a key on this device and register its public half.
 
     The coordinator is pinned by the fingerprint inside the token, the key holder
-    by the one that its owner gave; neither is trusted on first use.
+    by the one that its owner gave; neither is trusted on first use. Over TLS the
+    token is sent only to whom the pinned coordinator vouched for.
 
     Args:
         home: The device's folder.
-        url: The coordinator's address.
+        url: The coordinator's address; ``https://``, or ``http://`` on this machine.
         token: What ``llmos device token`` printed.
         name: The name to join under.
         key_holder: The key holder's fingerprint, from its owner; empty without one.
@@ -132,10 +143,15 @@ def join(
         problems.append("--key-holder: not a fingerprint; 'llmos keyholder init' prints it")
     if problems:
         raise ConfigError(problems, source="options")
+    context, authorities = None, ""
+    if is_secured(url):
+        _, authorities = fetch_authorities(url, coordinator=coordinator_print)
+        context = client_context(authorities)
     identity = Identity.load_or_create(home / "identity.key")
-    answer = _ask(
-        url, {"token": secret, "name": name, "public_key": format_public(identity.public)}
-    )
+    body = {"token": secret, "name": name, "public_key": format_public(identity.public)}
+    if context is not None:
+        body["request"] = identity.certificate_request(name)
+    answer = _welcome(ask(url, "POST", "/api/v1/devices/join", body=body, context=context), url)
     if fingerprint(parse_public(answer.coordinator)) != coordinator_print:
         raise WrongKey("the coordinator that answers is not the one the token was made by")
     offered = answer.key_holder
@@ -149,6 +165,8 @@ def join(
             "key_holder": offered if key_holder else "",
             "broker_host": answer.broker_host,
             "broker_port": answer.broker_port,
+            "url": url,
+            "secured": context is not None,
             "min_devices": min_devices,
             "epsilon_budget": epsilon_budget,
             "clear_runs": clear_runs,
@@ -157,6 +175,8 @@ def join(
         },
         source="options",
     )
+    if context is not None:
+        keep_certificate(home, answer.certificate, authorities, name=name, key=identity.public)
     write_durably(home / FILE, membership.model_dump_json(indent=2).encode(), mode=0o600)
     return membership
 
@@ -179,24 +199,10 @@ def set_budget(home: Path, **changes: float | bool | None) -> Membership:
     return after
 
 
-def _ask(url: str, body: dict[str, str]) -> _Welcome:
+def _welcome(content: bytes, url: str) -> _Welcome:
     try:
-        response = httpx.post(
-            f"{url.rstrip('/')}/api/v1/devices/join", json=body, timeout=30, trust_env=False
-        )
-    except (httpx.HTTPError, httpx.InvalidURL) as err:
+        return read_json(_Welcome, content, source="answer")
+    except ConfigError as err:
         raise CoordinatorUnavailable(
-            f"no coordinator answers at {url}: check the address and that 'llmos up' runs there"
+            f"what answers at {url} is not a coordinator: check the address"
         ) from err
-    if response.is_success:
-        try:
-            return read_json(_Welcome, response.content, source="answer")
-        except ConfigError as err:
-            raise CoordinatorUnavailable(
-                f"what answers at {url} is not a coordinator: check the address"
-            ) from err
-    try:
-        detail = str(response.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        detail = response.text[:200]
-    raise AccessDenied(f"the coordinator refused: {detail}")

@@ -23,6 +23,7 @@ from coordinator.api.chat import chat_routes
 from coordinator.api.collections import collection_routes
 from coordinator.api.console import console_routes
 from coordinator.api.embeddings import embedding_routes
+from coordinator.api.enrolment import enrolment_routes
 from coordinator.api.gate import Gate
 from coordinator.api.keys import key_routes
 from coordinator.api.listings import listing_routes
@@ -38,6 +39,7 @@ from coordinator.api.tasks import task_routes
 from coordinator.api.traced import Traced
 from coordinator.audit.chain import Action, Entry
 from coordinator.audit.sink import AuditSink, NoAudit, acting
+from coordinator.authority.enrolment import Enrolment
 from coordinator.exposition import CONTENT_TYPE, Exposition
 from coordinator.fleet.transport_fleet import TransportFleet
 from coordinator.inference.front_desk import FrontDesk
@@ -51,12 +53,11 @@ from coordinator.tracing import Tracing
 from coordinator.views import view_run
 from coordinator.watch.sightings import NoSightings, Sightings
 from shared.config import read, read_json
-from shared.crypto.identity import fingerprint, format_public, parse_public
+from shared.crypto.identity import fingerprint
 from shared.data_files import Example
-from shared.errors import ConfigError, DataError
+from shared.errors import ConfigError
 from shared.job import Job, RunPlan
-from shared.types import DeviceId, PublicKey, RunId
-from shared.wire import topics
+from shared.types import PublicKey, RunId
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class Services:
         read_audit: The audit log; ``None``: there is none.
         tracing: Where spans of requests go; ``None``: nowhere.
         watch: Told which credentials are refused, and from where keys are used.
+        enrolment: Issues certificates; ``None``: servers and broker speak without TLS.
     """
 
     store: Store
@@ -111,6 +113,7 @@ class Services:
     read_audit: ReadAudit | None = None
     tracing: Tracing | None = None
     watch: Sightings = dataclasses.field(default_factory=NoSightings)
+    enrolment: Enrolment | None = None
 
 
 class NewRun(BaseModel):
@@ -142,14 +145,6 @@ class NewToken(BaseModel):
     valid_s: float = Field(default=900.0, gt=0, le=7 * 24 * 3600)
 
 
-class Join(BaseModel):
-    """A device that joins, with the public half of a key it made itself."""
-
-    token: str = Field(max_length=200)
-    name: str = Field(max_length=64)
-    public_key: str = Field(max_length=200)
-
-
 def create_app(services: Services) -> FastAPI:
     """The application. Who may use which route is in :mod:`coordinator.api.roles`."""
     # Without redirects a path with a slash too many is one that there is not, as for the gate.
@@ -168,7 +163,12 @@ def create_app(services: Services) -> FastAPI:
     app.add_middleware(SafeHeaders)
     app.add_middleware(RequestIds)
     app.include_router(_health(services))
-    for router in (_joining(services), _devices(services), _runs(services), key_routes(access)):
+    for router in (
+        enrolment_routes(services),
+        _devices(services),
+        _runs(services),
+        key_routes(access),
+    ):
         app.include_router(router, prefix="/api/v1")
     if services.people is not None:
         people, provider = services.people, services.provider
@@ -226,27 +226,6 @@ def _metrics(metrics: Exposition) -> APIRouter:
     def read_metrics() -> Response:
         """What serving and federated rounds do, in Prometheus' text format."""
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
-
-    return router
-
-
-def _joining(services: Services) -> APIRouter:
-    router = APIRouter(tags=["devices"])
-
-    @router.post("/devices/join")
-    def join(body: Join) -> dict[str, Any]:
-        """Spend a one-time token; the answer says whom to trust and where to connect."""
-        if not topics.is_name(body.name) or body.name == topics.KEY_HOLDER:
-            raise DataError(f"{body.name!r} is not a device name: 1 to 48 of a-z, 0-9 and hyphens")
-        key = parse_public(body.public_key)
-        services.store.join(body.token, DeviceId(body.name), key, now=services.now())
-        holder = services.key_holder
-        return {
-            "coordinator": format_public(services.coordinator),
-            "key_holder": format_public(holder) if holder is not None else "",
-            "broker_host": services.broker[0],
-            "broker_port": services.broker[1],
-        }
 
     return router
 

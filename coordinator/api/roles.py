@@ -83,6 +83,8 @@ PERMISSIONS: Final = (
     Permission("GET", "/readyz", _ALL),
     Permission("GET", "/metrics", _MEASURING),
     Permission("POST", "/api/v1/devices/join", _ALL),
+    Permission("GET", "/api/v1/trust", _ALL),
+    Permission("POST", "/api/v1/certificates", _ALL),
     Permission("GET", "/api/v1/devices", _READING),
     Permission("POST", "/api/v1/devices/tokens", _WORKING),
     Permission("GET", "/api/v1/runs", _READING),

@@ -1,6 +1,7 @@
 """A broker as a child process, for a machine that has no broker of its own.
 
-    B1  it listens on a loopback address only, so it needs no passwords
+    B1  without TLS it listens on a loopback address only, so it needs no passwords; with TLS nobody
+        connects without a certificate, and a certificate's name is all that an access list goes by
     B2  it ends when its parent ends, however that ends (Linux), and on ``stop``
     B3  it remembers nothing: no retained message or session survives a restart
 
@@ -15,11 +16,13 @@ import ipaddress
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
@@ -43,7 +46,7 @@ _SBIN: Final = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 _MOSQUITTO_CONF: Final = """\
 # Written at every start; changes here are lost.
 listener {port} {host}
-allow_anonymous true
+{who}
 persistence false
 # A slow subscriber must not lose updates: of 20,000 queued messages the default of 1000 kept a
 # tenth, this kept all. Sizes in bytes; 2,000,000 is also Mosquitto 2.1's own default.
@@ -57,6 +60,22 @@ log_type warning
 log_type notice
 log_timestamp_format %Y-%m-%dT%H:%M:%S
 """
+
+_ANYBODY: Final = "allow_anonymous true"
+
+# The name in a certificate is user name and client identifier: whoever connects under another's
+# identifier would end the other's session.
+_CERTIFIED: Final = """\
+allow_anonymous false
+require_certificate true
+use_identity_as_username true
+use_username_as_clientid true
+tls_version tlsv1.3
+cafile {authority}
+certfile {certificate}
+keyfile {key}
+crlfile {revocations}
+acl_file {access_list}"""
 
 _LAUNCH: Final = """\
 import os, sys
@@ -93,31 +112,58 @@ def find_amqtt_python(environ: Mapping[str, str] = os.environ) -> Path | None:
     return Path(named)
 
 
+@dataclass(frozen=True, slots=True)
+class BrokerFiles:
+    """What a broker with TLS reads, at its start and on every :meth:`EmbeddedBroker.reload`.
+
+    Attributes:
+        authority: The certificate of who signs for peers.
+        certificate: The broker's own.
+        key: The key of that.
+        revocations: The authority's list of certificates that hold no more.
+        access_list: Which user name may read and write which topics (mosquitto.conf(5)).
+    """
+
+    authority: Path
+    certificate: Path
+    key: Path
+    revocations: Path
+    access_list: Path
+
+
 class EmbeddedBroker:
     """One broker process; a context manager from ``start`` to ``stop``."""
 
     kind: Literal["mosquitto", "amqtt"]
     """Which program serves; known from :meth:`start` on."""
 
-    def __init__(self, folder: Path, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        files: BrokerFiles | None = None,
+    ) -> None:
         """Describe the broker; nothing is started yet.
 
         Args:
             folder: Receives ``mosquitto.conf`` and ``broker.log``; made if need be.
-            host: A loopback address (B1).
+            host: An address of this machine; without ``files`` a loopback address (B1).
             port: 0 means a free one, found at the first start and kept from then on.
+            files: For TLS with certificates of peers; ``None`` speaks in clear.
 
         Raises:
-            ConfigError: ``host`` is not a loopback address.
+            ConfigError: ``host`` is not such an address.
         """
         try:
-            is_loopback = ipaddress.ip_address(host).is_loopback
+            address = ipaddress.ip_address(host)
         except ValueError:
-            is_loopback = False
-        if not is_loopback:
-            raise ConfigError(
-                [f"broker.host: must be a loopback address such as 127.0.0.1, not {host!r}"]
-            )
+            address = None
+        if address is None or not (address.is_loopback or files is not None):
+            kind = "an address of this machine" if files is not None else "a loopback address"
+            raise ConfigError([f"broker.host: must be {kind} such as 127.0.0.1, not {host!r}"])
+        self._files: Final = files
         self.host: Final = host
         self.folder: Final = folder
         self.log_path: Final = folder / "broker.log"
@@ -128,6 +174,11 @@ class EmbeddedBroker:
     def port(self) -> int:
         """The TCP port; 0 if it was left open and the broker was never started."""
         return self._port
+
+    @property
+    def reachable_at(self) -> str:
+        """An address at which this machine reaches it: for a wildcard one of loopback."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104  compared
 
     @property
     def pid(self) -> int | None:
@@ -184,6 +235,16 @@ class EmbeddedBroker:
             process.kill()
             process.wait()
 
+    def reload(self) -> None:
+        """Have it read its files again: from then on they hold, for open connections too.
+
+        Tried with Mosquitto 2.0.11: certificate, list of revocations and access list are all read;
+        the session of a peer that was revoked stays open, and nothing passes in it.
+        """
+        if self.alive:
+            assert self._process is not None
+            self._process.send_signal(signal.SIGHUP)
+
     def restart(self) -> None:
         """End the process if it is still there and start one on the same port.
 
@@ -229,6 +290,12 @@ class EmbeddedBroker:
             self.kind = "mosquitto"
             return [str(mosquitto), "-c", str(self._write_configuration(port))]
         python = find_amqtt_python()
+        if python is not None and self._files is not None:
+            raise BrokerUnavailable(
+                "a broker that others reach has to be Mosquitto: amqtt keeps no client from "
+                "another's messages. Install the package mosquitto (`apt-get install mosquitto`), "
+                "or name a broker with --broker"
+            )
         if python is not None:
             self.kind = "amqtt"
             script = Path(__file__).with_name("amqtt_main.py")
@@ -240,7 +307,11 @@ class EmbeddedBroker:
         )
 
     def _write_configuration(self, port: int) -> Path:
-        text = _MOSQUITTO_CONF.format(port=port, host=self.host)
+        who = _ANYBODY
+        if self._files is not None:
+            paths = {name: path.absolute() for name, path in asdict(self._files).items()}
+            who = _CERTIFIED.format(**paths)
+        text = _MOSQUITTO_CONF.format(port=port, host=self.host, who=who)
         if os.geteuid() == 0:
             # Started by root, mosquitto would become another user; a change of user also
             # makes Linux forget that the process is to end with its parent (prctl(2)).
@@ -259,7 +330,7 @@ class EmbeddedBroker:
                     f"{self.kind} ended at once (status {status}): {self._last_words()}"
                 )
             try:
-                socket.create_connection((self.host, port), timeout=START_S).close()
+                socket.create_connection((self.reachable_at, port), timeout=START_S).close()
             except OSError:
                 time.sleep(0.02)
             else:

@@ -65,6 +65,8 @@ SMALL_FILES: Final = (
     "admin.token",
     "metrics.token",
     "webhook.secret",
+    "authority/ca.key",
+    "authority/ca.pem",
     "watch.toml",
     "usual.json",
 )
@@ -86,6 +88,7 @@ LEFT_OUT: Final = (
     "probe-features",
     "ready.json",
     "findings.json",
+    "tls",
     LAST,
 )
 """What is made anew when it is needed. Rows (``store.db`` and its companions) are not copied as

@@ -28,6 +28,7 @@ import sqlalchemy as sa
 from coordinator.federation import rounds
 from coordinator.federation.rounds import Transition
 from coordinator.store.alarms import AlarmRows
+from coordinator.store.certificates import CertificateRows
 from coordinator.store.database import Database
 from coordinator.store.migrations import migrate
 from coordinator.store.people import PeopleRows
@@ -219,6 +220,7 @@ class Store:
         self.database = Database(url)
         self.people = PeopleRows(self.database)
         self.alarms = AlarmRows(self.database)
+        self.certificates = CertificateRows(self.database)
         try:
             migrate(self.database)
         except StorageError as err:
@@ -375,6 +377,12 @@ class Store:
             else:
                 connection.execute(_standings.update().where(this).values(row))
             return True
+
+    def revoked(self) -> frozenset[str]:
+        """Names of devices that were shut out for good."""
+        query = sa.select(_standings.c.name).where(_standings.c.standing == REVOKED)
+        with self.database.reading() as connection:
+            return frozenset(connection.scalars(query))
 
     def count_devices(self) -> int:
         """How many have joined."""

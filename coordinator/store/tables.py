@@ -154,6 +154,16 @@ alarms = sa.Table(
     sa.Column("sent_at", sa.Float),
 )
 
+certificates = sa.Table(
+    "certificates",
+    metadata,
+    sa.Column("serial", sa.String(40), primary_key=True),
+    sa.Column("peer", sa.String(64), nullable=False, index=True),
+    sa.Column("pem", sa.Text, nullable=False),
+    sa.Column("issued_at", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False),
+)
+
 KEPT: Final = (
     devices,
     device_standings,
@@ -166,6 +176,7 @@ KEPT: Final = (
     milestones,
     transitions,
     alarms,
+    certificates,
 )
 """What a backup carries, each after the tables that it refers to."""
 

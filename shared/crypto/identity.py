@@ -17,9 +17,11 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.x509.oid import NameOID
 
 from shared.errors import BadSignature, ConfigError, StorageError
 from shared.files import write_durably
@@ -96,6 +98,16 @@ class Identity:
     def sign(self, message: bytes) -> bytes:
         """Return the signature of ``message``, 64 bytes."""
         return self._key.sign(message)
+
+    def certificate_request(self, name: str) -> str:
+        """Ask for a certificate over this key under ``name``, as PEM (PKCS #10, RFC 2986).
+
+        It is signed with the key, so it proves that whoever asks has it.
+        """
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        request = x509.CertificateSigningRequestBuilder().subject_name(subject)
+        signed = request.sign(self._key, None)  # Ed25519 brings its own hash
+        return signed.public_bytes(serialization.Encoding.PEM).decode("ascii")
 
     def __repr__(self) -> str:
         return f"Identity({fingerprint(self._public)})"

@@ -38,8 +38,13 @@ def init(
 
 @keyholder.command("run")
 def run(
-    broker: Annotated[str, typer.Option(help="HOST:PORT of the broker.")],
     coordinator: Annotated[str, typer.Option(help="The coordinator's public key.")],
+    url: Annotated[
+        str, typer.Option(help="The coordinator's address, https://…; it names the broker.")
+    ] = "",
+    broker: Annotated[
+        str, typer.Option(help="HOST:PORT of a broker on this machine, without TLS.")
+    ] = "",
     min_devices: Annotated[
         int, typer.Option(min=2, help="Fewest devices in a sum that is opened.")
     ] = 16,
@@ -50,20 +55,36 @@ def run(
     from shared.config import parse_address
     from shared.crypto.identity import Identity, fingerprint, parse_public
     from shared.crypto.sum_worker import SumWorker
+    from shared.enrolment import Enrolled, Renewal
+    from shared.errors import ConfigError
     from shared.key_holder.holder import KeyHolder
     from shared.logs import set_up_logs
     from shared.service import announced_ready, home_lock, serve
     from shared.transport.mqtt import MqttTransport
     from shared.wire.envelope import Post
+    from shared.wire.topics import KEY_HOLDER
 
     set_up_logs(as_json=not sys.stderr.isatty())
     home = home.expanduser()
-    host, port = parse_address(broker)
+    if bool(url) == bool(broker):
+        raise ConfigError(["give either --url or --broker"], source="options")
+    place = parse_address(broker) if broker else None
     trusted = parse_public(coordinator)
     with ExitStack() as stack:
         stack.enter_context(home_lock(home))
         identity = Identity.load_or_create(home / "identity.key")
-        transport = MqttTransport(host, port, f"key-holder-{fingerprint(identity.public)}")
+        credentials = None
+        if place is None:
+            enrolled = Enrolled(home, url, fingerprint(trusted), KEY_HOLDER)
+            answer = enrolled.renew()
+            place = answer.broker_host, answer.broker_port
+            credentials = enrolled.credentials()
+            renewal = Renewal(enrolled, on_renewed=credentials.reload)
+            stack.callback(renewal.close)
+            renewal.start()
+        transport = MqttTransport(
+            *place, f"key-holder-{fingerprint(identity.public)}", credentials=credentials
+        )
         loop, adder = ActorLoop(), SumWorker()
         stack.callback(adder.close)
         holder = KeyHolder(

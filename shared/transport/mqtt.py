@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from shared.errors import BrokerUnavailable
 from shared.extras import require
+from shared.tls import Credentials
 from shared.transport.transport import Handler, check_filter, check_payload, check_topic
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,8 @@ class MqttTransport:
         *,
         username: str | None = None,
         password: str | None = None,
+        credentials: Credentials | None = None,
+        patient: bool = False,
         connect_timeout_s: float = 10.0,
     ) -> None:
         """Describe the connection; nothing is opened yet.
@@ -64,6 +67,8 @@ class MqttTransport:
                 same one ends the first, so no two processes may share it.
             username: For a broker that asks for one.
             password: Goes with ``username``.
+            credentials: For TLS, with a certificate of its own; ``None`` speaks in clear.
+            patient: Whether :meth:`open` returns although no broker answers, and tries go on.
             connect_timeout_s: Bound on each attempt to connect, in seconds.
         """
         self._host: Final = host
@@ -71,6 +76,8 @@ class MqttTransport:
         self._client_name: Final = client_name
         self._username: Final = username
         self._password: Final = password
+        self._credentials: Final = credentials
+        self._patient: Final = patient
         self._connect_timeout_s: Final = connect_timeout_s
         self._rng: Final = Random()
         self._changed: Final = threading.Condition()
@@ -98,6 +105,8 @@ class MqttTransport:
 
     def open(self, on_message: Handler, topics: Sequence[str]) -> None:
         """Connect and subscribe; returns when the broker has confirmed both.
+
+        A patient one returns before that where nobody answers or it is refused.
 
         Raises:
             BrokerUnavailable: nobody answers at the address, or not like a
@@ -167,6 +176,8 @@ class MqttTransport:
         client.max_inflight_messages_set(MAX_IN_FLIGHT)
         if self._username is not None:
             client.username_pw_set(self._username, self._password)
+        if self._credentials is not None:
+            client.tls_set_context(self._credentials.context)
         client.on_socket_open = self._on_socket_open
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
@@ -184,8 +195,12 @@ class MqttTransport:
         try:
             client.connect(self._host, self._port, keepalive=KEEPALIVE_S)
         except OSError as err:
-            raise BrokerUnavailable(f"no MQTT broker at {where} ({err}): {advice}") from err
+            if not self._patient:
+                raise BrokerUnavailable(f"no MQTT broker at {where} ({err}): {advice}") from err
+            logger.warning("transport.waiting", extra={"broker": where, "reason": str(err)})
         client.loop_start()
+        if self._patient:
+            return
         with self._changed:
             answered = self._changed.wait_for(
                 lambda: self._ready or self._refusal is not None, self._connect_timeout_s

@@ -13,6 +13,15 @@ from typing import Final
 KEY_HOLDER: Final = "key-holder"
 """The key holder's name among the coordinator's peers."""
 
+COORDINATOR: Final = "coordinator"
+"""The coordinator's own name at a broker that asks for names; no peer has it."""
+
+RESERVED: Final = frozenset({KEY_HOLDER, COORDINATOR})
+"""Names that no device may have."""
+
+ALL: Final = "llmos/#"
+"""Every topic of ours."""
+
 CALL: Final = "llmos/v1/call"
 """The coordinator asks everyone to show that they are present."""
 
