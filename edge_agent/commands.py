@@ -143,6 +143,34 @@ def run(
         serve(agent, transport, loop)
 
 
+@edge.command("leave")
+def leave_fleet(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Wipe this device: keys, examples, ledger, models, and what waits to be sent."""
+    from edge_agent.membership import leave, read_membership
+    from shared.errors import LlmOsError
+    from shared.service import home_lock
+
+    home = home.expanduser()
+    try:
+        name = read_membership(home).device
+    except LlmOsError:  # damaged, or wiped in part; it is to go all the same
+        name = "NAME"
+    if not yes:
+        typer.confirm(
+            f"Wipe {home}, with every example in it? What its ledger knows of ε goes with it",
+            abort=True,
+        )
+    with home_lock(home):
+        wiped = leave(home)
+    typer.echo(
+        f"wiped {wiped} files in {home}; the coordinator's operator shuts the key out with "
+        f"'llmos device revoke {name}', the key holder's with 'llmos keyholder withdraw {name}'"
+    )
+
+
 def _credentials(enrolled: Enrolled | None, stack: ExitStack) -> Credentials | None:
     """What the device shows to the broker, renewed in time; ``None`` without TLS."""
     from shared.enrolment import Renewal

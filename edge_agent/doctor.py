@@ -1,11 +1,20 @@
-"""What could keep a device from working, looked at one by one."""
+"""What could keep a device from working, looked at one by one.
+
+Nothing is changed by looking, with one exception: over TLS the coordinator is asked for a
+certificate, as the agent does, to see whether it still gives this device one.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import platform
 import shutil
 import socket
+import ssl
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,17 +27,41 @@ from edge_agent.examples import ExampleStore
 from edge_agent.inference.answering import Policy, Templates
 from edge_agent.inference.installed import ANSWERS, POLICY, Serving, model_folder, open_model
 from edge_agent.membership import FILE, read_membership
+from edge_agent.outbox import Outbox
 from edge_agent.participate import Home, check_charged
 from shared.config import read_toml
 from shared.crypto.identity import Identity
-from shared.errors import LlmOsError, ModelError
+from shared.enrolment import ask, fetch_authorities, time_at
+from shared.errors import AccessDenied, LlmOsError, ModelError, StorageError
 from shared.models.manifest import read_manifest, verify_files
 from shared.privacy.ledger import Ledger
+from shared.tls import client_context
 
 FREE_BYTES: Final = 200 * 2**20
 """Room for one more model, an update on its way and the logs."""
 
+MEMORY_BYTES: Final = 500 * 2**20
+"""What a training child with MiniLM takes."""
+
 _BROKER_TIMEOUT_S: Final = 3.0
+_REFUSAL_S: Final = 1.0
+"""In which a broker says that it does not take a certificate; it is asked nothing."""
+
+_IMPORT_S: Final = 60.0
+_LONG_S: Final = 3 * 86_400.0
+"""An update may wait as long as a device is offline, and should not for longer than this."""
+
+_IMPORT: Final = """\
+import importlib, importlib.util, sys
+for name in sys.argv[1:]:
+    print(name, flush=True)
+    if importlib.util.find_spec(name):
+        importlib.import_module(name)
+"""
+"""What is not there at all is found by another check."""
+
+_NATIVE: Final = ("numpy", "cryptography", "onnxruntime", "tokenizers")
+_TRIED: Final = ("x86_64", "aarch64", "arm64")
 _CLOCK_SLACK_S: Final = 300.0
 _EXTRAS: Final = {
     "edge": ("paho", "httpx", "onnxruntime", "tokenizers", "starlette", "uvicorn"),
@@ -54,17 +87,26 @@ class Finding:
     detail: str
 
 
-def examine(home: Path, *, now: Callable[[], float] = time.time) -> Iterator[Finding]:
-    """Check everything that can be checked without changing anything."""
+def examine(
+    home: Path, *, port: int = 0, now: Callable[[], float] = time.time
+) -> Iterator[Finding]:
+    """Check everything that can be checked; ``port`` of the local API too, if it is given."""
     checks: dict[str, Callable[[], tuple[Outcome, str]]] = {
         "home": lambda: _home(home),
         "membership": lambda: _membership(home),
+        "certificate": lambda: _certificate(home, now()),
+        "coordinator": lambda: _coordinator(home, now()),
         "broker": lambda: _broker(home),
+        "port": lambda: _port(home, port),
+        "examples": lambda: _examples(home),
+        "outbox": lambda: _outbox(home, now()),
         "model": lambda: _model(home),
         "policy": lambda: _settings(home),
         "ledger": lambda: _ledger(home),
         "clock": lambda: _clock(home, now()),
         "disk": lambda: _disk(home),
+        "memory": _memory,
+        "machine": _machine,
         "software": _software,
     }
     for name, check in checks.items():
@@ -99,15 +141,123 @@ def _membership(home: Path) -> tuple[Outcome, str]:
     return Outcome.OK, f"joined as {membership.device}, {holder} a key holder"
 
 
+def _certificate(home: Path, now: float) -> tuple[Outcome, str]:
+    enrolled = read_membership(home).enrolled(home)
+    if enrolled is None:
+        return Outcome.OK, "none is needed: the coordinator is on this machine, without TLS"
+    try:
+        certified = enrolled.certified()
+        enrolled.credentials()
+    except StorageError as err:
+        return Outcome.FAILED, f"{err}: start the agent, which asks for another one"
+    ends = datetime.fromtimestamp(certified.expires_at, UTC).isoformat(timespec="minutes")
+    if now < certified.issued_at:
+        return Outcome.FAILED, "it does not hold yet by this clock: set the clock"
+    if now >= certified.expires_at:
+        advice = "start the agent where it reaches the coordinator, or set the clock"
+        return Outcome.FAILED, f"it ended at {ends}: {advice}"
+    if enrolled.is_due(now):
+        return Outcome.WARNING, f"it ends at {ends} and was not renewed: see 'coordinator' below"
+    return Outcome.OK, f"holds until {ends}"
+
+
+def _coordinator(home: Path, now: float) -> tuple[Outcome, str]:
+    """Whether it answers, gives this device a certificate, and has the same time."""
+    membership = read_membership(home)
+    if not membership.url:
+        return Outcome.OK, "its address was not kept when this device joined"
+    enrolled, context = membership.enrolled(home), None
+    if enrolled is not None:
+        _, authorities = fetch_authorities(membership.url, coordinator=enrolled.coordinator)
+        context = client_context(authorities)
+        identity = Identity.load(home / "identity.key")
+        body = {"request": identity.certificate_request(membership.device)}
+        try:
+            ask(membership.url, "POST", "/api/v1/certificates", body=body, context=context)
+        except AccessDenied as err:
+            advice = "ask its operator; if the device was revoked, 'llmos edge leave' and join anew"
+            return Outcome.FAILED, f"{err}: {advice}"
+    there = time_at(membership.url, context=context)
+    ahead = now - there
+    if abs(ahead) > _CLOCK_SLACK_S:
+        way = "ahead of" if ahead > 0 else "behind"
+        return Outcome.FAILED, f"this clock is {abs(ahead):.0f} s {way} the coordinator's: set it"
+    return Outcome.OK, f"{membership.url} answers, and the clocks agree"
+
+
 def _broker(home: Path) -> tuple[Outcome, str]:
     membership = read_membership(home)
+    enrolled = membership.enrolled(home)
     place = (membership.broker_host, membership.broker_port)
+    shown = f"{place[0]}:{place[1]}"
     try:
-        socket.create_connection(place, timeout=_BROKER_TIMEOUT_S).close()
+        with socket.create_connection(place, timeout=_BROKER_TIMEOUT_S) as plain:
+            if enrolled is None:
+                return Outcome.OK, f"{shown} accepts connections"
+            context = enrolled.credentials().context
+            with context.wrap_socket(plain, server_hostname=place[0]) as secured:
+                return _listened(secured, shown)
+    except ssl.SSLCertVerificationError as err:
+        return Outcome.FAILED, f"{shown} is not who it should be: {err.verify_message}"
+    except ssl.SSLError as err:
+        return Outcome.FAILED, f"{shown} does not speak TLS 1.3: {err.reason}"
     except OSError as err:
         reason = err.strerror or "no answer in time"
-        return Outcome.FAILED, f"{place[0]}:{place[1]} does not answer ({reason})"
-    return Outcome.OK, f"{place[0]}:{place[1]} accepts connections"
+        advice = "check that 'llmos up' runs there and that no firewall is between"
+        return Outcome.FAILED, f"{shown} does not answer ({reason}): {advice}"
+
+
+def _listened(secured: ssl.SSLSocket, shown: str) -> tuple[Outcome, str]:
+    """With TLS 1.3 a server looks at a certificate after the client thinks that all is well."""
+    secured.settimeout(_REFUSAL_S)
+    try:
+        secured.recv(1)
+    except TimeoutError:
+        return Outcome.OK, f"{shown} takes this device's certificate"
+    except OSError:
+        pass
+    return Outcome.FAILED, f"{shown} refuses this device's certificate: it ended or was revoked"
+
+
+def _port(home: Path, port: int) -> tuple[Outcome, str]:
+    if not port:
+        return Outcome.OK, "the local API finds a free one; '--port N' looks at one"
+    try:
+        own = json.loads((home / "ready.json").read_bytes())["url"]
+    except (OSError, ValueError, KeyError, TypeError):
+        own = ""
+    if str(own).endswith(f":{port}"):
+        return Outcome.OK, f"{port} is this device's own"
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as err:
+            advice = "end what uses it, or choose another with 'llmos edge run --port'"
+            return Outcome.FAILED, f"{port} is not free ({err.strerror}): {advice}"
+    return Outcome.OK, f"{port} is free"
+
+
+def _examples(home: Path) -> tuple[Outcome, str]:
+    path = Home(home).examples
+    if not path.exists():
+        return Outcome.WARNING, "there are none, so it does not train: 'llmos edge data add FILE'"
+    count = ExampleStore(path).count
+    if not count:
+        return Outcome.WARNING, "there are none, so it does not train: 'llmos edge data add FILE'"
+    return Outcome.OK, f"{count} examples"
+
+
+def _outbox(home: Path, now: float) -> tuple[Outcome, str]:
+    waiting = Outbox(Home(home).outbox).waiting()
+    oldest = min((path.stat().st_mtime for path in Home(home).outbox.glob("*.frame")), default=now)
+    if now - oldest > _LONG_S:
+        days = (now - oldest) / 86_400
+        return (
+            Outcome.WARNING,
+            f"{len(waiting)} updates wait, one for {days:.0f} days: see 'broker' and 'coordinator'",
+        )
+    return Outcome.OK, f"{len(waiting)} updates wait for their receipt"
 
 
 def _model(home: Path) -> tuple[Outcome, str]:
@@ -143,7 +293,11 @@ def _ledger(home: Path) -> tuple[Outcome, str]:
     if Home(home).examples.exists():
         check_charged(ExampleStore(Home(home).examples), ledger)
     spent = ledger.epsilon(membership.delta)
-    return Outcome.OK, f"{len(ledger.charges())} charges, ε = {spent:.3f}"
+    detail = f"{len(ledger.charges())} charges, ε = {spent:.3f}"
+    if spent >= membership.budget:
+        advice = "it takes part no more, unless its owner allows more: 'llmos edge budget set'"
+        return Outcome.WARNING, f"{detail} of {membership.budget:g}: the budget is spent; {advice}"
+    return Outcome.OK, detail
 
 
 def _clock(home: Path, now: float) -> tuple[Outcome, str]:
@@ -162,7 +316,43 @@ def _clock(home: Path, now: float) -> tuple[Outcome, str]:
 def _disk(home: Path) -> tuple[Outcome, str]:
     free = shutil.disk_usage(home).free
     detail = f"{free / 2**20:.0f} MiB free"
-    return (Outcome.OK if free >= FREE_BYTES else Outcome.FAILED), detail
+    if free < FREE_BYTES:
+        return Outcome.FAILED, f"{detail}, of {FREE_BYTES // 2**20} that it needs: make room"
+    return Outcome.OK, detail
+
+
+def _memory() -> tuple[Outcome, str]:
+    """Of Linux's own estimate; where there is none, nothing is said."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration):
+        return Outcome.OK, "this system does not say"
+    detail = f"{free // 1024} MiB available"
+    if free * 1024 < MEMORY_BYTES:
+        return Outcome.WARNING, f"{detail}: training needs {MEMORY_BYTES // 2**20}; end something"
+    return Outcome.OK, detail
+
+
+def _machine() -> tuple[Outcome, str]:
+    """Whether what was compiled was compiled for this machine."""
+    kind = platform.machine()
+    # In a child: what was compiled for another machine may end whoever loads it.
+    found = subprocess.run(  # noqa: S603  our own interpreter
+        [sys.executable, "-c", _IMPORT, *_NATIVE],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_IMPORT_S,
+    )
+    if found.returncode:
+        last = (found.stderr.strip().splitlines() or [f"status {found.returncode}"])[-1]
+        advice = "install LLM OS anew on this machine, not copied from another"
+        at = found.stdout.strip().rpartition("\n")[2]
+        return Outcome.FAILED, f"{at} does not run on this {kind}: {last[:200]}; {advice}"
+    if kind not in _TRIED:
+        return Outcome.WARNING, f"{kind}: nobody has tried it; {' and '.join(_TRIED)} are meant"
+    return Outcome.OK, kind
 
 
 def _software() -> tuple[Outcome, str]:

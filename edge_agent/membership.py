@@ -15,7 +15,7 @@ from shared.errors import (
     DataError,
     WrongKey,
 )
-from shared.files import write_durably
+from shared.files import disk_errors, sync_folder, write_durably
 from shared.tls import client_context
 from shared.wire import topics
 
@@ -179,6 +179,38 @@ def join(
         keep_certificate(home, answer.certificate, authorities, name=name, key=identity.public)
     write_durably(home / FILE, membership.model_dump_json(indent=2).encode(), mode=0o600)
     return membership
+
+
+def leave(home: Path) -> int:
+    """Wipe everything in ``home``; gives how many files there were. Call with its lock held.
+
+    Keys go first and are overwritten: whoever ends this in the middle leaves nothing that opens
+    anything. A disk may keep what was overwritten all the same; encrypt it if that matters.
+
+    Raises:
+        ConfigError: no device lives there.
+        StorageError: the disk refused; what is left can be wiped by asking again.
+    """
+    if not (home / FILE).exists():
+        raise ConfigError([f"no device lives in {home}"], source="device")
+    with disk_errors(home):
+        files = [path for path in home.rglob("*") if path.is_file() or path.is_symlink()]
+        secrets_first = sorted(
+            files, key=lambda path: (path.suffix not in {".key", ".token"}, path)
+        )
+        for path in secrets_first:
+            if path.parent == home and path.name in {FILE, "lock"}:
+                continue
+            if path.suffix in {".key", ".token"} and not path.is_symlink():
+                path.write_bytes(bytes(path.stat().st_size))
+                sync_folder(path)
+            path.unlink()
+        for folder in sorted((each for each in home.rglob("*") if each.is_dir()), reverse=True):
+            folder.rmdir()
+        # Last: with it, whoever asks again is told that a device lives there.
+        (home / FILE).unlink(missing_ok=True)
+        sync_folder(home)
+    return len(files)
 
 
 def set_budget(home: Path, **changes: float | bool | None) -> Membership:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -153,16 +154,7 @@ def ask(
         AccessDenied: it refused.
         DependencyMissing: the HTTP client is not installed.
     """
-    httpx = require("httpx", extra="edge")
-    verify_by = context if context is not None else True
-    try:
-        with httpx.Client(timeout=TIMEOUT_S, trust_env=False, verify=verify_by) as client:
-            response = client.request(method, f"{url.rstrip('/')}{path}", json=body)
-    except (httpx.HTTPError, httpx.InvalidURL) as err:
-        raise CoordinatorUnavailable(
-            f"no coordinator answers at {url}: check the address, whether it begins with http:// or "
-            f"https://, and that 'llmos up' runs there ({err})"
-        ) from err
+    response = _asked(url, method, path, body=body, context=context)
     if response.is_success:
         return bytes(response.content[:MOST_ANSWER_BYTES])
     try:
@@ -170,6 +162,20 @@ def ask(
     except (ValueError, KeyError, TypeError):
         detail = response.text
     raise AccessDenied(f"the coordinator refused: {detail[:500]}")
+
+
+def time_at(url: str, *, context: Any = None) -> float:
+    """What time it is at the coordinator, to the second, in seconds since the epoch.
+
+    Raises:
+        CoordinatorUnavailable: nobody answers, or it does not say.
+        DependencyMissing: the HTTP client is not installed.
+    """
+    response = _asked(url, "GET", "/healthz", body=None, context=context)
+    try:
+        return parsedate_to_datetime(response.headers["date"]).timestamp()
+    except (KeyError, ValueError) as err:
+        raise CoordinatorUnavailable(f"what answers at {url} does not say what time it is") from err
 
 
 def keep_certificate(home: Path, pem: str, authorities: str, *, name: str, key: PublicKey) -> None:
@@ -319,6 +325,19 @@ class Renewal:
             pause_s = min(self._look_s * 2**self._failures, SLOWEST_RETRY_S)
             if self._over.wait(pause_s * random.uniform(0.5, 1.0)):
                 return
+
+
+def _asked(url: str, method: str, path: str, *, body: dict[str, str] | None, context: Any) -> Any:
+    httpx = require("httpx", extra="edge")
+    known_by = context if context is not None else True
+    try:
+        with httpx.Client(timeout=TIMEOUT_S, trust_env=False, verify=known_by) as client:
+            return client.request(method, f"{url.rstrip('/')}{path}", json=body)
+    except (httpx.HTTPError, httpx.InvalidURL) as err:
+        raise CoordinatorUnavailable(
+            f"no coordinator answers at {url}: check the address, whether it begins with http:// or "
+            f"https://, and that 'llmos up' runs there ({err})"
+        ) from err
 
 
 def _answer(kind: type[AnswerT], content: bytes, url: str) -> AnswerT:

@@ -47,7 +47,14 @@ from shared.crypto.identity import Identity
 from shared.errors import AuditDamaged, LlmOsError
 from shared.extras import require
 
-SECRETS: Final = ("identity.key", "admin.token", "metrics.token", "webhook.secret")
+SECRETS: Final = (
+    "identity.key",
+    "admin.token",
+    "metrics.token",
+    "webhook.secret",
+    "authority/ca.key",
+    "tls/server.key",
+)
 OTHERS: Final = (
     "sequence",
     "replay-guard.json",
@@ -129,7 +136,7 @@ def gather(
         python=sys.version_info[:2],
         libraries=tuple(installed_libraries()),
         is_clock_synchronised=_is_clock_synchronised(),
-        certificates=tuple(_certificates(certificates, unread)),
+        certificates=tuple(_certificates([*certificates, *_own_certificates(home)], unread)),
     )
     try:
         status = home.stat()
@@ -319,6 +326,12 @@ def installed_libraries() -> Iterator[Library]:
             if before is None or before.fits:
                 seen[name] = Library(name, version, str(requirement.specifier), fits)
     yield from seen.values()
+
+
+def _own_certificates(home: Path) -> list[Path]:
+    """What the coordinator's own servers show, and by what they are known."""
+    both = (home / "tls" / name for name in ("server.pem", "trusted.pem"))
+    return [path for path in both if path.exists()]
 
 
 def _certificates(paths: Sequence[Path], unread: list[tuple[str, str]]) -> Iterator[Certificate]:

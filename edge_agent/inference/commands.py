@@ -183,11 +183,15 @@ def add_answers(
 
 
 @inference.command("doctor")
-def doctor(home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:
+def doctor(
+    port: Annotated[int, typer.Option(help="Of the local API, to see whether it is free.")] = 0,
+    home: Home = DEFAULT_HOME,
+    as_json: AsJson = False,
+) -> None:
     """Check what could keep this device from working; exit code 1 if anything does."""
     from edge_agent.doctor import Outcome, examine
 
-    findings = list(examine(home.expanduser()))
+    findings = list(examine(home.expanduser(), port=port))
     if as_json:
         listed = [
             {"check": each.check, "outcome": each.outcome, "detail": each.detail}
