@@ -150,7 +150,7 @@ def leave_fleet(
 ) -> None:
     """Wipe this device: keys, examples, ledger, models, and what waits to be sent."""
     from edge_agent.membership import leave, read_membership
-    from shared.errors import LlmOsError
+    from shared.errors import ConfigError, LlmOsError
     from shared.service import home_lock
 
     home = home.expanduser()
@@ -158,11 +158,11 @@ def leave_fleet(
         name = read_membership(home).device
     except LlmOsError:  # damaged, or wiped in part; it is to go all the same
         name = "NAME"
-    if not yes:
-        typer.confirm(
-            f"Wipe {home}, with every example in it? What its ledger knows of ε goes with it",
-            abort=True,
-        )
+    if not yes and not sys.stdin.isatty():
+        raise ConfigError(["--yes: is missing, and nobody is there to be asked"], source="options")
+    question = f"Wipe {home}, with every example in it? What its ledger knows of ε goes with it"
+    if not yes and not typer.confirm(question):
+        raise typer.Exit(1)
     with home_lock(home):
         wiped = leave(home)
     typer.echo(

@@ -230,9 +230,11 @@ def _connections(
 
 
 def _listeners(ready: dict[str, Any], processes: list[Any]) -> Iterator[Listener]:
-    url = urlsplit(str(ready.get("url", "")))
+    secured = set()
+    if ready.get("tls") is True:  # its broker too, if it is its own
+        secured = {urlsplit(str(ready.get("url", ""))).port, ready.get("broker_port")}
     for one in listeners(processes):
-        yield replace(one, tls=url.scheme == "https" and one.port == url.port)
+        yield replace(one, tls=one.port in secured)
 
 
 def _audit_log(home: Path, unread: list[tuple[str, str]]) -> _Log | None:

@@ -177,18 +177,6 @@ def test_a_device_that_has_not_joined_is_told_how(
     assert "llmos edge join" in llmos.err
 
 
-def test_an_unreachable_broker_is_named_and_nothing_is_left(llmos: CommandLine, home: Home) -> None:
-    before = {file.name for file in home.folder.iterdir()}
-    assert llmos("edge", "run", "--home", home.folder) == 1
-    assert "127.0.0.1" in llmos.err
-    assert ":1" in llmos.err
-    assert {file.name for file in home.folder.iterdir()} - before <= {
-        "lock",
-        "sequence",
-        "api.token",
-    }
-
-
 def test_joining_an_absent_coordinator_says_what_to_check(
     llmos: CommandLine, tmp_path: Path
 ) -> None:

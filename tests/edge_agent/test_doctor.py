@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
@@ -13,11 +14,20 @@ import pytest
 
 from edge_agent import doctor
 from edge_agent.doctor import Outcome, examine
+from edge_agent.examples import ExampleStore
 from edge_agent.inference.installed import Serving, model_folder
-from edge_agent.membership import FILE, Membership
+from edge_agent.membership import FILE, Membership, read_membership, set_budget
+from edge_agent.outbox import Outbox
+from edge_agent.participate import Home
 from shared.crypto.identity import Identity, format_public
+from shared.data_files import Example
+from shared.enrolment import CERTIFICATE
+from shared.privacy.accountant import SampledGaussian
+from shared.privacy.ledger import Charge, Ledger
+from shared.types import RoundNumber, RunId
 from tests.support import tiny_graph as tiny
 from tests.support.answering import calibrated, released
+from tests.support.tls_sites import TlsSite, tls_site
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +44,20 @@ def broker() -> Iterator[socket.socket]:
         yield listener
 
 
+@pytest.fixture(autouse=True)
+def without_loading_libraries(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading what is compiled takes a second, and is looked at in tests of its own."""
+    if "machine" not in request.node.name:
+        monkeypatch.setattr(doctor, "_NATIVE", ())
+
+
 @pytest.fixture
 def home(tmp_path: Path, model: Path, broker: socket.socket) -> Path:
     home = tmp_path / "device"
     released(home, model, calibration=calibrated(0.5))
+    ExampleStore(Home(home).examples).add([Example("where is it?", "parcel")])
     identity = Identity.create(home / "identity.key")
     membership = Membership(
         device="kitchen",
@@ -68,7 +88,8 @@ def test_a_healthy_device_is_healthy_and_is_left_as_it_is(home: Path) -> None:
     assert troubles(home) == {}
     assert sorted(home.rglob("*")) == before
     assert set(found(home)) == {
-        *("home", "membership", "broker", "model", "policy", "ledger", "clock", "disk", "software")
+        *("home", "membership", "certificate", "coordinator", "broker", "port", "examples"),
+        *("outbox", "model", "policy", "ledger", "clock", "disk", "memory", "machine", "software"),
     }
 
 
@@ -138,3 +159,131 @@ def test_software_that_is_missing(
     )
     assert troubles(home) == {"software": outcome}
     assert f"{absent} missing: pip install" in detail(home, "software")
+
+
+def test_a_port_that_somebody_else_has(home: Path, broker: socket.socket) -> None:
+    port = broker.getsockname()[1]
+    assert {each.check: each.outcome for each in examine(home, port=port)}["port"] is Outcome.FAILED
+    (home / "ready.json").write_text(json.dumps({"url": f"http://127.0.0.1:{port}"}))
+    assert {each.check: each.outcome for each in examine(home, port=port)}["port"] is Outcome.OK
+
+
+def test_no_examples_and_a_store_of_them_that_is_damaged(home: Path) -> None:
+    path = Home(home).examples
+    path.write_bytes(b"rubbish" * 1000)
+    assert found(home)["examples"] is Outcome.FAILED
+    path.unlink()
+    assert troubles(home) == {"examples": Outcome.WARNING}
+    assert not path.exists()
+
+
+def test_a_budget_that_is_spent(home: Path) -> None:
+    fact = SampledGaussian(1.0, 0.1, 400)
+    store = ExampleStore(Home(home).examples).store_id
+    ledger = Ledger(Home(home).ledger)
+    ledger.charge(Charge(RunId("r"), RoundNumber(1), store, (fact,), "2026-01-01T00:00:00+00:00"))
+    membership = read_membership(home)
+    spent = ledger.epsilon(membership.delta)
+    for budget, expected in ((spent * 1.01, {}), (spent * 0.99, {"ledger": Outcome.WARNING})):
+        set_budget(home, epsilon_budget=budget)
+        assert troubles(home) == expected
+    assert "edge budget set" in detail(home, "ledger")
+
+
+def test_an_update_that_waits_for_days_and_an_outbox_that_is_damaged(home: Path) -> None:
+    box = Outbox(Home(home).outbox)
+    box.put(RunId("r"), RoundNumber(1), b"frame", scheme="clear", key_id="", draw="")
+    assert troubles(home) == {}
+    (frame,) = Home(home).outbox.glob("*.frame")
+    long_ago = time.time() - 5 * 86_400
+    os.utime(frame, (long_ago, long_ago))
+    assert troubles(home) == {"outbox": Outcome.WARNING}
+    assert "5 days" in detail(home, "outbox")
+    frame.with_suffix(".json").write_text("{")
+    assert found(home)["outbox"] is Outcome.FAILED
+
+
+def test_a_library_compiled_for_another_machine(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert found(home)["machine"] is Outcome.OK
+    (tmp_path / "foreign.py").write_text("raise ImportError('wrong ELF class: ELFCLASS32')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(doctor, "_NATIVE", ("numpy", "foreign"))
+    assert troubles(home) == {"machine": Outcome.FAILED}
+    assert "foreign does not run" in detail(home, "machine")
+    assert "wrong ELF class" in detail(home, "machine")
+
+
+def test_a_machine_that_nobody_tried(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    assert troubles(home) == {"machine": Outcome.WARNING}
+
+
+def test_little_memory(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "MEMORY_BYTES", 2**60)
+    assert troubles(home) == {"memory": Outcome.WARNING}
+
+
+def test_a_membership_and_a_key_that_are_damaged(home: Path) -> None:
+    (home / "identity.key").write_text("rubbish")
+    assert troubles(home) == {"membership": Outcome.FAILED}
+    (home / FILE).write_text("{")
+    failed = {check for check, outcome in troubles(home).items() if outcome is Outcome.FAILED}
+    assert {"membership", "certificate", "coordinator", "broker", "ledger"} <= failed
+
+
+def test_a_coordinator_that_is_gone(home: Path) -> None:
+    away = read_membership(home).model_copy(update={"url": "http://127.0.0.1:1"})
+    (home / FILE).write_text(away.model_dump_json())
+    assert troubles(home) == {"coordinator": Outcome.FAILED}
+    assert "llmos up" in detail(home, "coordinator")
+
+
+def secured(home: Path, site: TlsSite, broker: socket.socket) -> None:
+    """Give the device a certificate of this coordinator's."""
+    membership = read_membership(home).model_copy(
+        update={
+            "url": site.url,
+            "secured": True,
+            "coordinator": format_public(site.identity.public),
+            "broker_port": broker.getsockname()[1],
+        }
+    )
+    (home / FILE).write_text(membership.model_dump_json())
+    enrolled = membership.enrolled(home)
+    assert enrolled is not None
+    enrolled.renew()
+
+
+def test_certificates_that_ended_were_not_renewed_or_do_not_hold_yet(
+    home: Path, tmp_path: Path, broker: socket.socket
+) -> None:
+    with tls_site(tmp_path / "site", now=time.time()) as site:
+        secured(home, site, broker)
+        now = time.time()
+        for at, expected in (
+            (now, Outcome.OK),
+            (now + 5 * 86_400, Outcome.WARNING),
+            (now + 8 * 86_400, Outcome.FAILED),
+            (now - 4 * 86_400, Outcome.FAILED),
+        ):
+            checks = {each.check: each for each in examine(home, now=lambda at=at: at)}
+            assert checks["certificate"].outcome is expected, checks["certificate"].detail
+        site.refusal = (401, "this device was revoked")
+        assert found(home)["coordinator"] is Outcome.FAILED
+        assert "edge leave" in detail(home, "coordinator")
+        # What accepts connections there is no broker with TLS.
+        assert found(home)["broker"] is Outcome.FAILED
+        (home / CERTIFICATE).write_text("rubbish")
+        assert found(home)["certificate"] is Outcome.FAILED
+
+
+def test_a_coordinator_that_is_not_the_one_it_joined(
+    home: Path, tmp_path: Path, broker: socket.socket
+) -> None:
+    with tls_site(tmp_path / "site", now=time.time()) as site:
+        secured(home, site, broker)
+        site.identity = Identity.create(tmp_path / "another.key")
+        assert found(home)["coordinator"] is Outcome.FAILED
+        assert "not the one that was pinned" in detail(home, "coordinator")

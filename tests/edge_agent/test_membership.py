@@ -184,11 +184,19 @@ def test_an_answer_that_is_no_refusal_of_ours_is_quoted(
     assert "bad gateway" in refused(server, home, AccessDenied)
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "not a url", "ftp://127.0.0.1"])
-def test_nobody_at_the_address(server: FalseCoordinator, home: Path, url: str) -> None:
+def test_nobody_at_the_address(server: FalseCoordinator, home: Path) -> None:
     with pytest.raises(CoordinatorUnavailable, match="llmos up"):
-        join(home, url, server.token, name="kitchen", key_holder="")
+        join(home, "http://127.0.0.1:1", server.token, name="kitchen", key_holder="")
     assert not (home / FILE).exists()
+
+
+@pytest.mark.parametrize("url", ["not a url", "ftp://127.0.0.1", "http://llmos.example.org"])
+def test_an_address_that_is_none_or_in_clear_elsewhere(
+    server: FalseCoordinator, home: Path, url: str
+) -> None:
+    with pytest.raises(ConfigError, match="https"):
+        join(home, url, server.token, name="kitchen", key_holder="")
+    assert not home.exists()
 
 
 def test_an_answer_that_is_not_from_a_coordinator(server: FalseCoordinator, home: Path) -> None:

@@ -171,6 +171,7 @@ def test_a_device_learns_whom_to_trust_and_where_to_connect(api: Api) -> None:
         "key_holder": "",
         "broker_host": "127.0.0.1",
         "broker_port": 1883,
+        "certificate": "",
     }
     assert api.store.devices()[0].public_key == api.device_key.public
 

@@ -34,6 +34,7 @@ from coordinator.api.roles import (
 from tests.support.coordinator_api import SCRAPER, TOKEN, Api
 
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("POST", "/api/v1/devices/join")}
+OPEN |= {("GET", "/api/v1/trust"), ("POST", "/api/v1/certificates")}
 SESSION = "/api/v1/session"
 OPEN |= {("GET", SESSION), ("POST", SESSION), ("POST", f"{SESSION}/link")}
 OPEN |= {("GET", f"/{path}") for path in ("", "console/", "console/{name}")}
@@ -43,7 +44,8 @@ OPEN |= {
     ("GET", f"/api/v1/docs{file}")
     for file in ("", "/page.js", "/swagger-ui-bundle.js", "/swagger-ui.css")
 }
-"""What answers without a credential. A device that joins has only its one-time secret, and a page
+"""What answers without a credential. A device that joins has only its one-time secret, and one that
+renews its certificate a request that its key has signed; whom to trust it asks before. A page
 in a browser cannot send any; what it shows it reads with one. Whoever logs in has none yet."""
 
 OWN = {("DELETE", SESSION), ("PUT", f"{SESSION}/password")}

@@ -794,6 +794,7 @@ def test_the_manifest_says_what_is_in_it(saved: Path) -> None:
         "milestones": 1,
         "transitions": 2,
         "alarms": 0,
+        "certificates": 0,
     }
     assert manifest.made_at == NOW
 

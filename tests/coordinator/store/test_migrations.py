@@ -52,6 +52,7 @@ _SINCE = (
     "api_key_roles",
     "api_key_quarantines",
     "alarms",
+    "certificates",
 )
 """Tables that schema 4 had not, each before the tables that it refers to."""
 
