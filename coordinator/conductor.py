@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -395,7 +396,8 @@ class Conductor:
 
     def _invite(self, round_: Round, now: float) -> bool:
         cohort, protection = self.plan.job.cohort, self.plan.job.protection
-        present = self._fleet.present()
+        here = self._fleet.present()
+        present = [device for device in here if not self._fleet.unable(device)]
         fewest = round_.quorum.devices
         wanted = cohort.devices or fewest
         waited = now - self._waiting_since
@@ -403,7 +405,7 @@ class Conductor:
             if self._asked.due("call", now):
                 self._fleet.call()
             if waited >= cohort.round_timeout_s:
-                self._fail(CohortTooSmall(present=len(present), required=fewest))
+                self._fail(self._too_few(here, len(present), fewest))
                 return True
             if len(present) < fewest or waited < cohort.patience_s:
                 return False
@@ -416,6 +418,13 @@ class Conductor:
         )
         self._commit(Invited(drawn, now))
         return True
+
+    def _too_few(self, here: Sequence[DeviceId], able: int, fewest: int) -> CohortTooSmall:
+        """Why nobody is invited; with what keeps those who are here, as they said."""
+        reasons = Counter(self._fleet.unable(device) for device in here)
+        del reasons[""]
+        log.warning("cohort.too_small", run=self.plan.run, able=able, unable=dict(reasons))
+        return CohortTooSmall(present=able, required=fewest, unable=reasons)
 
     def _collect(self, round_: Round, now: float) -> bool:
         """Invite until everybody owed has committed to an update, declined, or been given up."""

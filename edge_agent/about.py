@@ -3,11 +3,14 @@
 W1  the version of the agent is told always, and whether there are examples: a decline tells as much
 W2  what is left of the budget, and that nothing is, are told only if the owner said so
 W3  nothing of the examples is told but whether there are any
+W4  of the owner's conditions the name of one that does not hold is told, and no reading
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -32,9 +35,13 @@ STORAGE: Final = "storage"
 class SelfDescription:
     """Says what this device is like now. Files that did not change are not read again."""
 
-    def __init__(self, home: Home, owner: Owner) -> None:
-        """Describe the device that lives in ``home``."""
+    def __init__(self, home: Home, owner: Owner, unmet: Callable[[], str] = lambda: "") -> None:
+        """Describe the device that lives in ``home``.
+
+        ``unmet`` names a condition of the owner's that does not hold now; empty: all do.
+        """
         self._home = home
+        self._unmet = unmet
         self._owner = owner
         self._version = _version()
         self._seen: tuple[object, ...] = ()
@@ -50,7 +57,9 @@ class SelfDescription:
                 log.warning("about.unreadable", code=err.code, error=str(err))
                 self._told = About(self._version, STORAGE, "")
             self._seen = seen
-        return self._told
+        told = self._told
+        # What does not pass by itself is said first: it keeps the device from all rounds.
+        return told if told.condition else replace(told, condition=self._unmet())
 
     def _looked(self) -> About:
         # Not made by being looked at: examples may be put there as a whole file.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from shared.crypto.sum_groups import commitment_to, drawn_groups, parted
 from shared.errors import (
     BudgetExceeded,
     CohortTooSmall,
+    ConditionsNotMet,
     ConfigError,
     CoordinatorUnavailable,
     LlmOsError,
@@ -72,7 +73,7 @@ PRESENCE_S: Final = 5.0
 ANSWERING_S: Final = 60.0
 """How often the coordinator hears what this device answers with."""
 
-ABOUT_S: Final = 60.0
+ABOUT_S: Final = 15.0
 """How often this device looks whether it has something new to tell of itself."""
 
 ABOUT_AGAIN_S: Final = 600.0
@@ -149,10 +150,12 @@ class Agent:
         trainer: Trainer,
         bench: Workbench,
         on_release: Callable[[], None] = lambda: None,
+        unmet: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         """Stand where the files in ``home`` say it stood.
 
-        ``on_release`` is called when another model or adapter is in force.
+        ``on_release`` is called when another model or adapter is in force; ``unmet`` names the
+        owner's conditions that do not hold now, each with a sentence for the owner.
         """
         self._home = home
         self._owner = owner
@@ -173,7 +176,8 @@ class Agent:
         self._answering_at = float("-inf")
         self._out = ""
         """Why nobody listens to this device, as it was told last."""
-        self._description = SelfDescription(home, owner)
+        self._description = SelfDescription(home, owner, lambda: next(iter(unmet()), ""))
+        self._unmet = unmet
         self._about_at = float("-inf")
         self._told: tuple[About, float] | None = None
         """What it told of itself last, and when."""
@@ -304,6 +308,7 @@ class Agent:
         try:
             plan, announcement = self._checked(envelope, invitation)
             check_allowed(plan, round_, self._home, self._owner)
+            self._check_conditions()
         except LlmOsError as err:
             self._decline_for(run, round_, err)
             return
@@ -323,6 +328,14 @@ class Agent:
             self._forget_task()  # or the next invitation would be taken for one under way
             raise
         self._send(Accepted(), run, round_)
+
+    def _check_conditions(self) -> None:
+        """Raise ConditionsNotMet if one of the owner's does not hold; the coordinator is told, too."""
+        problems = self._unmet()
+        if problems:
+            log.info("conditions.unmet", **problems)
+            self._show_about()  # so that it asks others meanwhile
+            raise ConditionsNotMet(problems)
 
     def _checked(
         self, envelope: Envelope, invitation: Invitation
@@ -395,6 +408,12 @@ class Agent:
         if task.adapter is None or task.training or task is not self._task:
             return
         if task.plan.scheme is not Scheme.CLEAR and task.public_key is None:
+            return
+        try:
+            self._check_conditions()  # fetching took a while; what has begun is finished
+        except ConditionsNotMet as err:
+            self._forget_task()
+            self._decline_for(task.plan.run_id, task.round, err)
             return
         task.training = True
         invited = Invited(
@@ -569,7 +588,10 @@ class Agent:
         own log has it all.
         """
         log.warning("participation.declined", code=err.code, error=str(err))
-        told = isinstance(err, BudgetExceeded | OwnerRefuses | SeedRefused | ConfigError | WrongKey)
+        told = isinstance(
+            err,
+            BudgetExceeded | ConditionsNotMet | OwnerRefuses | SeedRefused | ConfigError | WrongKey,
+        )
         reason = str(err) if told else (type(err).__doc__ or "").partition("\n")[0]
         self._decline(run, round_, err.code, reason)
 

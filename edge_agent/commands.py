@@ -80,6 +80,7 @@ def run(
     from edge_agent.api.app import create_app
     from edge_agent.api.server import served
     from edge_agent.api.token import api_token
+    from edge_agent.conditions import MIB, Sensors, read_conditions
     from edge_agent.coordinator_link import CoordinatorLink
     from edge_agent.inference.answering import Answerer
     from edge_agent.inference.installed import Installation
@@ -111,6 +112,8 @@ def run(
             patient=True,  # questions are answered here, whether or not anybody else answers
         )
         loop = ActorLoop()
+        conditions = read_conditions(home)
+        limits = conditions.training
         seed = bytes.fromhex(membership.simulation_seed) if membership.simulation_seed else None
         holder = membership.key_holder
         agent = Agent(
@@ -130,8 +133,13 @@ def run(
             ),
             transport=transport,
             post=Post(identity, home),
-            trainer=ChildTrainer(),
+            trainer=ChildTrainer(
+                memory_limit_bytes=limits.memory_mib * MIB,
+                nice=limits.nice,
+                deadline_s=limits.deadline_s,
+            ),
             bench=loop,
+            unmet=Sensors(home, conditions).unmet,
         )
         answerer = Answerer(
             Installation(home).current, home, ask_coordinator=CoordinatorLink(agent, loop)
@@ -209,6 +217,38 @@ def status(home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:
         return
     for name, value in facts.items():
         typer.echo(f"{name.replace('_', ' ')}: {value}")
+
+
+@edge.command("conditions")
+def show_conditions(home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:
+    """Show what this device reads of itself, and which of its owner's conditions do not hold."""
+    from dataclasses import asdict
+
+    from edge_agent.conditions import FILE, Sensors, read_conditions
+
+    home = home.expanduser()
+    conditions = read_conditions(home)
+    sensors = Sensors(home, conditions)
+    readings, unmet = asdict(sensors.readings()), sensors.unmet()
+    pinned = conditions.pinned.model_dump(exclude_none=True)
+    if as_json:
+        asked = conditions.model_dump(exclude={"pinned"})
+        facts = {"readings": readings, "asked": asked, "pinned": pinned, "unmet": unmet}
+        typer.echo(json.dumps(facts))
+        return
+    for name, value in readings.items():
+        shown = (
+            "cannot be read"
+            if value is None
+            else f"{value:.0f}"
+            if isinstance(value, float)
+            else value
+        )
+        typer.echo(f"{name.replace('_', ' ')}: {shown}{' (pinned)' if name in pinned else ''}")
+    for name, sentence in unmet.items():
+        typer.echo(f"takes no part: {name}: {sentence}")
+    if not unmet:
+        typer.echo(f"takes part; {FILE} in its folder says when it does not")
 
 
 @data.command("add")

@@ -23,6 +23,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from edge_agent.conditions import Sensors, read_conditions
 from edge_agent.examples import ExampleStore
 from edge_agent.inference.answering import Policy, Templates
 from edge_agent.inference.installed import ANSWERS, POLICY, Serving, model_folder, open_model
@@ -64,7 +65,7 @@ _NATIVE: Final = ("numpy", "cryptography", "onnxruntime", "tokenizers")
 _TRIED: Final = ("x86_64", "aarch64", "arm64")
 _CLOCK_SLACK_S: Final = 300.0
 _EXTRAS: Final = {
-    "edge": ("paho", "httpx", "onnxruntime", "tokenizers", "starlette", "uvicorn"),
+    "edge": ("paho", "httpx", "onnxruntime", "psutil", "tokenizers", "starlette", "uvicorn"),
     "train": ("torch", "opacus", "transformers", "tenseal"),
 }
 
@@ -100,6 +101,7 @@ def examine(
         "port": lambda: _port(home, port),
         "examples": lambda: _examples(home),
         "outbox": lambda: _outbox(home, now()),
+        "conditions": lambda: _conditions(home),
         "model": lambda: _model(home),
         "policy": lambda: _settings(home),
         "ledger": lambda: _ledger(home),
@@ -246,6 +248,14 @@ def _examples(home: Path) -> tuple[Outcome, str]:
     if not count:
         return Outcome.WARNING, "there are none, so it does not train: 'llmos edge data add FILE'"
     return Outcome.OK, f"{count} examples"
+
+
+def _conditions(home: Path) -> tuple[Outcome, str]:
+    unmet = Sensors(home, read_conditions(home)).unmet()
+    if unmet:
+        advice = "it takes no part until that is over, or 'conditions.toml' says otherwise"
+        return Outcome.WARNING, f"{'; '.join(unmet.values())}: {advice}"
+    return Outcome.OK, "those of 'conditions.toml' hold"
 
 
 def _outbox(home: Path, now: float) -> tuple[Outcome, str]:

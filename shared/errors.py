@@ -29,6 +29,7 @@
     │   ├── AlreadyOpened          this round's one opening has been spent
     │   ├── SumOutOfRange          an opened total holds a value no honest cohort can reach
     │   ├── OwnerRefuses           the device's owner does not allow such a run
+    │   ├── ConditionsNotMet       the device is on battery, busy, hot or the like, and declines for now
     │   ├── BudgetExceeded         the job's worst case would overrun the owner's budget
     │   ├── AlreadyReleased        this round's one release is out: a second would be a second view
     │   ├── LedgerDamaged          the ledger was edited or broke other than at its torn end
@@ -52,7 +53,7 @@ otherwise raise the parent with a better message.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 
@@ -239,8 +240,13 @@ class CohortTooSmall(PrivacyError):
     code = "privacy.cohort"
     retryable = True
 
-    def __init__(self, *, present: int, required: int) -> None:
-        super().__init__(f"{present} of the required {required} devices have reported")
+    def __init__(
+        self, *, present: int, required: int, unable: Mapping[str, int] | None = None
+    ) -> None:
+        """``unable``: how many more there are, by the condition for which they take no part."""
+        kept = ", ".join(f"{count} {name}" for name, count in sorted((unable or {}).items()))
+        others = f"; others are here and take no part now: {kept}" if kept else ""
+        super().__init__(f"{present} of the required {required} devices have reported{others}")
         self.present = present
         self.required = required
 
@@ -267,6 +273,15 @@ class OwnerRefuses(PrivacyError):
     """The device's owner does not allow such a run."""
 
     code = "privacy.owner"
+
+
+class ConditionsNotMet(PrivacyError):
+    """The device declines for now: a condition of its owner's does not hold."""
+
+    code = "privacy.conditions"
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__(f"a condition of the owner's does not hold: {', '.join(names)}")
 
 
 class BudgetExceeded(PrivacyError):

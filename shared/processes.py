@@ -23,7 +23,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock
 from typing import IO, Any, Final
 
@@ -89,7 +89,13 @@ class Child:
     """
 
     def __init__(
-        self, module: str, *, memory_limit_bytes: int | None = None, threads: int = 1, nice: int = 0
+        self,
+        module: str,
+        *,
+        memory_limit_bytes: int | None = None,
+        threads: int = 1,
+        nice: int = 0,
+        deadline_s: float | None = None,
     ) -> None:
         """Describe the child; nothing is started yet.
 
@@ -99,7 +105,9 @@ class Child:
                 mappings (``RLIMIT_DATA``); beyond it allocations fail.
             threads: Arithmetic threads of numerical libraries in the child.
             nice: Added to the child's niceness; training yields to answering.
+            deadline_s: A call that takes longer ends the child, stopped or busy; ``None``: none does.
         """
+        self._deadline_s = deadline_s
         self._module = module
         self._memory_limit_bytes = memory_limit_bytes
         self._threads = threads
@@ -121,21 +129,24 @@ class Child:
         """Run one operation in the child and return its result.
 
         Raises:
-            ChildDied: the process ended before it answered.
+            ChildDied: the process ended before it answered, or did not answer in time.
             LlmOsError: raised by the operation; same class, same message.
         """
         request = cbor2.dumps({"operation": operation, "arguments": arguments})
         with self._lock:
+            late = threading.Event()
             try:
                 process = self._started()
                 assert process.stdin is not None
                 assert process.stdout is not None
-                _write(process.stdin, request)
-                answer = _read(process.stdout)
+                with self._ended_when_late(process, late):
+                    _write(process.stdin, request)
+                    answer = _read(process.stdout)
             except (EOFError, OSError) as err:
                 status = self._stop()
+                how = f"took longer than {self._deadline_s:g} s" if late.is_set() else "ended"
                 raise errors.ChildDied(
-                    f"the worker {self._module} ended (status {status}) during '{operation}'"
+                    f"the worker {self._module} {how} (status {status}) during '{operation}'"
                 ) from err
             except BaseException:
                 # Interrupted: its answer would be taken for the next call's.
@@ -153,6 +164,27 @@ class Child:
             process.kill()
         with self._lock:
             self._stop()
+
+    @contextlib.contextmanager
+    def _ended_when_late(
+        self, process: subprocess.Popen[bytes], late: threading.Event
+    ) -> Iterator[None]:
+        """End the process if this takes longer than the deadline; one that was stopped ends, too."""
+        if self._deadline_s is None:
+            yield
+            return
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(self._deadline_s, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:

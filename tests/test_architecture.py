@@ -76,6 +76,7 @@ HOMES = {
     "jinja2": {"coordinator/inference/engine_text.py", "sim/html_report.py"},
     "lancedb": {"coordinator/retrieval/lance_vectors.py"},
     "onnx": _GRAPHS,
+    "psutil": {"edge_agent/conditions.py"},
     "onnxruntime_genai": {"coordinator/registry/causal_graph.py"},
     "onnxruntime": {
         "coordinator/inference/onnx_model.py",

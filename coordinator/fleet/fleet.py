@@ -25,6 +25,10 @@ class Fleet(Protocol):
         """Devices that have shown themselves lately and are not busy elsewhere."""
         ...
 
+    def unable(self, device: DeviceId) -> str:
+        """The passing condition for which a device said it takes no part now; empty: none."""
+        ...
+
     def heard(self, device: DeviceId) -> tuple[float, str]:
         """When a device was last heard, and what it said it was doing."""
         ...

@@ -14,7 +14,7 @@ from shared.transport.transport import Transport
 from shared.types import DeviceId, PublicKey, RoundNumber, RunId
 from shared.wire import topics
 from shared.wire.envelope import Envelope, Post
-from shared.wire.messages import About, Call, Message
+from shared.wire.messages import PASSING, About, Call, Message
 
 PRESENT_S: Final = 20.0
 """A device that was not heard for this long is not asked (it speaks every 5 s)."""
@@ -115,6 +115,11 @@ class TransportFleet:
             for name, station in self._stations.items()
             if station.heard_at >= since and station.state == "idle" and station.standing == TRUSTED
         ]
+
+    def unable(self, device: DeviceId) -> str:
+        """The passing condition for which a device said it takes no part now; empty: none."""
+        about = self.about(device)
+        return about.condition if about is not None and about.condition in PASSING else ""
 
     def known(self) -> list[DeviceId]:
         """Every device that joined."""

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from edge_agent.conditions import low_priority
 from edge_agent.examples import ExampleStore, is_held_out
 from edge_agent.training import dp_sgd
 from edge_agent.training.integer_gradient import integer_step
@@ -291,6 +292,8 @@ def _make_room(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    with contextlib.suppress(DependencyMissing):
+        low_priority()
     with contextlib.suppress(DependencyMissing):  # said when an operation is asked for
         dp_sgd.warm_up()
     serve({"prepare": prepare, "train": train})

@@ -156,18 +156,26 @@ class ChildTrainer:
     run. If it dies, the next call starts another, and the seed makes the result the same.
     """
 
-    def __init__(self, *, memory_limit_bytes: int = _MEMORY_LIMIT_BYTES, nice: int = 5) -> None:
+    def __init__(
+        self,
+        *,
+        memory_limit_bytes: int = _MEMORY_LIMIT_BYTES,
+        nice: int = 5,
+        deadline_s: float | None = None,
+    ) -> None:
         """Describe the child; :meth:`start` or the first call starts it.
 
         Args:
             memory_limit_bytes: Beyond it the child's allocations fail.
             nice: Training yields to answering by this much.
+            deadline_s: A call that takes longer ends the child; ``None``: none does.
         """
         self._child = Child(
             "edge_agent.training.child",
             memory_limit_bytes=memory_limit_bytes,
             threads=1,
             nice=nice,
+            deadline_s=deadline_s,
         )
 
     def start(self) -> None:

@@ -193,6 +193,10 @@ class Presence(Message):
     state: str
 
 
+PASSING: Final = frozenset({"battery", "busy", "hot", "metered", "window", "disk", "memory"})
+"""Conditions of :class:`About` that pass: whoever has one is asked when it is gone."""
+
+
 @dataclass(frozen=True, slots=True)
 class About(Message):
     """What a device tells of itself, for whoever looks after the fleet.

@@ -33,6 +33,7 @@ from coordinator.federation.rounds import (
     Transition,
     UpdateStored,
 )
+from coordinator.fleet.transport_fleet import AboutDevice
 from coordinator.store.store import Store
 from coordinator.views import view_run
 from shared.crypto.sum_cipher import SumContext, key_id_of, opener_for
@@ -470,6 +471,37 @@ def test_fewer_than_are_wanted_begin_when_patience_ends(
     assert len(invited.cohort) == devices
     assert (invited.at >= plan.job.cohort.patience_s) == (devices < 4)
     assert invited.at < plan.job.cohort.patience_s + 1
+
+
+def told_of(world: World, name: str, condition: str) -> None:
+    world.coordinator.fleet.set_about(DeviceId(name), AboutDevice("0.1.0", condition, None))
+
+
+@pytest.mark.parametrize(("condition", "drawn"), [("battery", "abc"), ("no-examples", "abcd")])
+def test_who_takes_no_part_for_now_is_not_asked(world: World, condition: str, drawn: str) -> None:
+    world.submit(training={"rounds": 1})
+    world.add_devices("abcd")
+    world.start()
+    world.run(lambda: len(world.coordinator.fleet.present()) == 4)
+    told_of(world, "device-d", condition)
+    world.run()
+    (invited,) = of_kind(world, Invited)
+    assert invited.cohort == tuple(DeviceId(f"device-{letter}") for letter in drawn)
+
+
+def test_whoever_waits_for_devices_is_told_what_keeps_those_that_are_there(world: World) -> None:
+    world.submit(training={"rounds": 1})
+    world.add_devices("abcd")
+    world.start()
+    world.run(lambda: len(world.coordinator.fleet.present()) == 4)
+    told_of(world, "device-c", "battery")
+    told_of(world, "device-d", "hot")
+    world.run(lambda: bool(of_kind(world, RoundFailed)))
+    failed = of_kind(world, RoundFailed)[0]
+    assert failed.code == "privacy.cohort"
+    assert "2 of the required 3" in failed.reason
+    assert "1 battery, 1 hot" in failed.reason
+    assert of_kind(world, Invited) == []
 
 
 def test_the_lease_closes_a_round_with_just_enough_devices(world: World) -> None:

@@ -149,6 +149,49 @@ def test_it_tells_of_itself_at_the_start_when_called_when_changed_and_now_and_th
     assert [each.condition for each in world.coordinator.said(About)[3:]] == ["no-examples"]
 
 
+def test_it_declines_while_a_condition_does_not_hold_and_tells_no_reading(start: Start) -> None:
+    world = start()
+    world.run_for(0.5)
+    world.unmet = {"battery": "on battery (41 %), and mains is asked for", "hot": "93 °C"}
+    with capture_logs() as lines:
+        invite(world)
+        world.run_for(LONG_ENOUGH_S)
+    (declined,) = world.coordinator.said(Declined)
+    assert declined.code == "privacy.conditions"
+    assert "battery, hot" in declined.reason
+    assert "41" not in declined.reason
+    assert [each.condition for each in world.coordinator.said(About)][-1] == "battery"
+    assert any(line.get("battery") == world.unmet["battery"] for line in lines)
+    nothing_left_the_device(world)
+    world.unmet = {}
+    world.run_for(ABOUT_S + PRESENCE_S)
+    assert [each.condition for each in world.coordinator.said(About)][-1] == ""
+    contribute(world)
+
+
+def test_what_came_up_while_it_was_fetching_stops_it_before_it_is_charged(start: Start) -> None:
+    world = start()
+    held = iter([{}])  # when it was invited, and no more
+    world.agent._unmet = lambda: next(held, {"busy": "other programs use 99 %"})
+    invite(world)
+    world.run_for(LONG_ENOUGH_S)
+    assert world.coordinator.said(Accepted)
+    (declined,) = world.coordinator.said(Declined)
+    assert "busy" in declined.reason
+    assert world.charges == []
+    assert world.waiting == []
+
+
+def test_what_comes_up_while_it_trains_does_not_stop_it(start: Start) -> None:
+    world = start()
+    invite(world)
+    world.run_for(1.0)
+    assert world.coordinator.said(Presence)[-1] == Presence("training")
+    world.unmet = {"busy": "other programs use 99 %"}
+    world.run_for(LONG_ENOUGH_S)
+    assert world.coordinator.said(Contribution)
+
+
 def test_it_says_once_that_it_is_kept_out_and_again_after_it_was_let_in(start: Start) -> None:
     world = start()
     refusal = Refusal("", NotPermitted.code, "kitchen is quarantined")

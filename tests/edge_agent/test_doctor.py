@@ -8,6 +8,7 @@ import socket
 import time
 from collections import namedtuple
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,10 @@ def home(tmp_path: Path, model: Path, broker: socket.socket) -> Path:
     )
     (home / FILE).write_text(membership.model_dump_json())
     (home / FILE).chmod(0o600)
+    # Whatever else this machine does meanwhile.
+    (home / "conditions.toml").write_text(
+        "max_cpu_percent = 100\nmin_free_memory_mib = 0\nmin_free_disk_mib = 0\n"
+    )
     return home
 
 
@@ -89,7 +94,18 @@ def test_a_healthy_device_is_healthy_and_is_left_as_it_is(home: Path) -> None:
     assert sorted(home.rglob("*")) == before
     assert set(found(home)) == {
         *("home", "membership", "certificate", "coordinator", "broker", "port", "examples"),
-        *("outbox", "model", "policy", "ledger", "clock", "disk", "memory", "machine", "software"),
+        *(
+            "outbox",
+            "conditions",
+            "model",
+            "policy",
+            "ledger",
+            "clock",
+            "disk",
+            "memory",
+            "machine",
+            "software",
+        ),
     }
 
 
@@ -124,6 +140,7 @@ def test_no_model_yet_and_no_calibration_yet_are_warnings(home: Path, model: Pat
     [
         ("policy.toml", "escalate = 3", "policy"),
         ("answers.csv", "label\n", "policy"),
+        ("conditions.toml", "mians = true", "conditions"),
         ("ledger.jsonl", "{}\n{}\n", "ledger"),
     ],
 )
@@ -175,6 +192,12 @@ def test_no_examples_and_a_store_of_them_that_is_damaged(home: Path) -> None:
     path.unlink()
     assert troubles(home) == {"examples": Outcome.WARNING}
     assert not path.exists()
+
+
+def test_conditions_that_do_not_hold(home: Path) -> None:
+    (home / "conditions.toml").write_text("[pinned]\non_mains = false\nbattery_percent = 3\n")
+    assert troubles(home) == {"conditions": Outcome.WARNING}
+    assert "on battery with 3 %" in detail(home, "conditions")
 
 
 def test_a_budget_that_is_spent(home: Path) -> None:
@@ -268,7 +291,7 @@ def test_certificates_that_ended_were_not_renewed_or_do_not_hold_yet(
             (now + 8 * 86_400, Outcome.FAILED),
             (now - 4 * 86_400, Outcome.FAILED),
         ):
-            checks = {each.check: each for each in examine(home, now=lambda at=at: at)}
+            checks = {each.check: each for each in examine(home, now=partial(float, at))}
             assert checks["certificate"].outcome is expected, checks["certificate"].detail
         site.refusal = (401, "this device was revoked")
         assert found(home)["coordinator"] is Outcome.FAILED

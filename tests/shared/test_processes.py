@@ -147,6 +147,27 @@ def test_threads_and_niceness_are_as_asked() -> None:
     child.close()
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_call_that_takes_too_long_ends_the_process_even_one_that_is_stopped(
+    stopped: bool,
+) -> None:
+    child = Child("tests.support.worker_for_tests", deadline_s=30.0)
+    try:
+        assert child.call("echo", value=1) == 1  # it is not ended in the middle of its start
+        child._deadline_s = 0.2
+        pid = child.pid
+        assert pid is not None
+        if stopped:
+            os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(ChildDied, match=r"took longer than 0\.2 s"):
+            child.call("sleep", seconds=3600)
+        assert not alive(pid)
+        child._deadline_s = 30.0
+        assert child.call("echo", value=2) == 2
+    finally:
+        child.close()
+
+
 def test_closing_ends_a_call_that_would_take_for_ever(child: Child) -> None:
     child.start()
     failures: list[BaseException] = []

@@ -223,6 +223,7 @@ class DeviceWorld:
         trainer: Trainer | None = None,
         link: Link | None = None,
     ) -> None:
+        self.unmet: dict[str, str] = {}
         self.time = VirtualTime(workers=1)
         self.network = MemoryNetwork(
             self.time.schedule, np.random.default_rng(1), now=self.time.now
@@ -246,6 +247,7 @@ class DeviceWorld:
             post=Post(identity, self.home.folder),
             trainer=self.trainer,
             bench=self.time.bench(TRAINS_S),
+            unmet=lambda: self.unmet,
         )
         drive(self.agent, self.transport, self.time)
         self.run_for(0.0)
