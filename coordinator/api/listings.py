@@ -43,8 +43,8 @@ class DeviceSummary(BaseModel):
         examples=["0.1.0"],
     )
     condition: str | None = Field(
-        description="Why it would decline an invitation: budget-spent, no-examples, storage; "
-        "empty: nothing it knows of; null as in version",
+        description="Why it would decline an invitation: budget-spent, no-examples, storage, or one "
+        "that passes: battery, busy, hot, metered, window, disk, memory; empty: nothing it knows of; null as in version",
         examples=[""],
     )
     budget_left: float | None = Field(

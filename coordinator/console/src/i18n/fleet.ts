@@ -18,6 +18,13 @@ export const fleet = dictionary({
   "condition.budget-spent": ["budget spent", "预算已用完"],
   "condition.no-examples": ["no examples", "没有样本"],
   "condition.storage": ["disk trouble", "存储故障"],
+  "condition.battery": ["on battery", "使用电池"],
+  "condition.busy": ["busy", "繁忙"],
+  "condition.hot": ["too hot", "温度过高"],
+  "condition.metered": ["metered link", "按流量计费"],
+  "condition.window": ["outside its hours", "不在时段内"],
+  "condition.disk": ["disk nearly full", "磁盘将满"],
+  "condition.memory": ["little memory", "内存不足"],
   "fleet.fingerprint": ["Fingerprint", "指纹"],
   "fleet.joined": ["Joined", "加入时间"],
   "fleet.hidden": [
