@@ -70,8 +70,9 @@ def _work_unit(nodeid: str) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep a module's tests with one worker, and those of fleets, so that no two run at a time;
-    and those of installations, so that each thing is built once.
+    """Keep a module's tests with one worker, and those of fleets, so that no two run at a time.
+
+    Those of installations too, so that each thing is built once.
 
     Not xdist's own groups: its version 3.8 finds none under pytest 9.2.
     """
