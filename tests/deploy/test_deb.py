@@ -94,8 +94,8 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Root:
 @pytest.fixture(scope="module")
 def root(bare: Root, package: Path) -> Root:
     """A root with the package in it."""
-    shutil.copy(package, bare.path("/tmp"))
-    bare.call("dpkg", "--install", f"/tmp/{package.name}")
+    shutil.copy(package, bare.folder)
+    bare.call("dpkg", "--install", f"/{package.name}")
     return bare
 
 
@@ -159,12 +159,12 @@ def test_removed_it_leaves_state_and_settings_and_purged_nothing(root: Root, pac
     settings.write_text("LLMOS_PORT=8090\n", encoding="utf-8")
     kept = root.path(HOME / "kept")
     kept.touch()
-    root.call("dpkg", "--install", f"/tmp/{package.name}")
+    root.call("dpkg", "--install", f"/{package.name}")
     assert settings.read_text(encoding="utf-8") == "LLMOS_PORT=8090\n"
     root.call("dpkg", "--remove", "llmos-edge")
     assert kept.exists()
     assert settings.exists()
     assert not root.path("/opt/llmos-edge").exists()
     root.call("dpkg", "--purge", "llmos-edge")
-    found = run("find", root.folder, "-name", "*llmos-edge*", "-not", "-path", "*/tmp/*").stdout
-    assert found == ""
+    found = run("find", root.folder, "-name", "*llmos-edge*").stdout.split()
+    assert found == [str(root.path(package.name))]
