@@ -51,7 +51,7 @@ wheel: setup  ## build dist/llmos-*.whl with the console (deploy/wheel.sh; LLMOS
 	@PYTHON='$(BIN)/python' sh deploy/wheel.sh
 
 deb: setup  ## build dist/llmos-edge_*.deb for devices (deploy/deb/build.sh)
-	@sh deploy/deb/build.sh
+	@PIP='$(BIN)/python -m pip' sh deploy/deb/build.sh
 
 clean:  ## remove environments, caches and runs
 	rm -rf $(VENV) .broker runs build dist coordinator/console/dist coordinator/console/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache \

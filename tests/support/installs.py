@@ -19,6 +19,9 @@ from tests.support.brokers import eventually, mosquitto_or_skip
 
 ROOT = Path(__file__).parents[2]
 OURS = ("coordinator", "edge_agent", "shared", "sim")
+BUILT_OF = ("pyproject.toml", "README.md", "LICENSE", "hatch_build.py", ".gitignore")
+"""What a wheel is built of, beside the packages and ``deploy/wheel.sh``."""
+
 LLMOS = (sys.executable, "-m", "shared.command_line")
 
 
@@ -55,10 +58,11 @@ def index_or_skip(scratch: Path) -> None:
 def copy_of_the_project(folder: Path, *, packages: bool = True) -> Path:
     """What a wheel is built of, without a console that was built; or with empty packages."""
     folder.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "hatch_build.py", ".gitignore"):
-        shutil.copy(ROOT / name, folder)
+    (folder / "deploy").mkdir()
+    for name in (*BUILT_OF, "deploy/wheel.sh"):
+        shutil.copy(ROOT / name, folder / name)
     left_out = shutil.ignore_patterns("__pycache__", "dist", "node_modules")
-    for name in ("deploy", *(OURS if packages else ())):
+    for name in OURS if packages else ():
         shutil.copytree(ROOT / name, folder / name, ignore=left_out)
     for name in () if packages else OURS:
         (folder / name).mkdir()
