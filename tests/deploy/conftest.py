@@ -11,6 +11,7 @@ from tests.support.installs import (
     Installed,
     build_wheel,
     copy_of_the_project,
+    fetch,
     index_or_skip,
     install_wheel,
 )
@@ -39,6 +40,14 @@ def broken_node(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def device(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+def offline(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Variables under which pip has all that the wheel needs, and no index. Mark tests ``install``."""
+    return fetch(wheel, tmp_path_factory.mktemp("wheels"))
+
+
+@pytest.fixture(scope="session")
+def device(
+    wheel: Path, offline: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Installed:
     """The wheel with its extra ``edge`` in an environment of its own. Mark tests ``install``."""
-    return install_wheel(wheel, tmp_path_factory.mktemp("device") / "venv")
+    return install_wheel(wheel, tmp_path_factory.mktemp("device") / "venv", **offline)

@@ -64,12 +64,13 @@ def needed_or_skip() -> None:
 
 
 @pytest.fixture(scope="module")
-def package(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def package(wheel: Path, offline: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The .deb, for this machine's distribution."""
     needed_or_skip()
     script = ROOT / "deploy" / "deb" / "build.sh"
     pip = f"{sys.executable} -m pip"
-    built = run("sh", script, tmp_path_factory.mktemp("deb"), WHEEL=str(wheel), PIP=pip)
+    folder = tmp_path_factory.mktemp("deb")
+    built = run("sh", script, folder, WHEEL=str(wheel), PIP=pip, **offline)
     return Path(built.stdout.strip())
 
 

@@ -18,22 +18,20 @@ from shared.loopback import served
 from tests.support.installs import BUILT_OF, OURS, ROOT, clean_environment
 
 FILE = ROOT / "deploy" / "oci" / "Containerfile"
-KNOWN = set(
-    [
-        "ARG",
-        "CMD",
-        "COPY",
-        "ENTRYPOINT",
-        "ENV",
-        "FROM",
-        "HEALTHCHECK",
-        "RUN",
-        "STOPSIGNAL",
-        "USER",
-        "VOLUME",
-        "WORKDIR",
-    ]
-)
+KNOWN = {
+    "ARG",
+    "CMD",
+    "COPY",
+    "ENTRYPOINT",
+    "ENV",
+    "FROM",
+    "HEALTHCHECK",
+    "RUN",
+    "STOPSIGNAL",
+    "USER",
+    "VOLUME",
+    "WORKDIR",
+}
 
 
 class Instruction(NamedTuple):

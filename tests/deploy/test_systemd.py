@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from tests.support.answering import CONFIDENT, calibrated, released
+from tests.support.brokers import eventually
 from tests.support.installs import ROOT, Installed, run, running, running_coordinator
 from tests.support.sandbox import allowed_calls, settings_of
 from tests.support.tiny_graph import make_tiny_model
@@ -118,7 +119,7 @@ def test_a_list_of_calls_is_read_line_by_line() -> None:
 
 @pytest.mark.broker
 @pytest.mark.processes
-def test_the_agent_answers_and_ends_in_order_under_the_unit(
+def test_the_agent_joins_answers_and_ends_in_order_under_the_unit(
     device: Installed, tmp_path: Path
 ) -> None:
     home = tmp_path / "device"
@@ -131,6 +132,7 @@ def test_the_agent_answers_and_ends_in_order_under_the_unit(
         with running(home, *words, cwd=tmp_path, log=tmp_path / "log") as agent:
             ready = json.loads((home / "ready.json").read_text())
             assert confined(agent)
+            assert eventually(lambda: coordinator.llmos("device", "ls")[0]["state"] == "idle")
             answer = httpx.post(
                 f"{ready['url']}/v1/chat/completions",
                 json={"model": "llmos", "messages": [{"role": "user", "content": CONFIDENT}]},
@@ -141,6 +143,7 @@ def test_the_agent_answers_and_ends_in_order_under_the_unit(
             assert answer.status_code == 200, answer.text
             agent.send_signal(signal.SIGTERM)
             assert agent.wait(timeout=120) == 0
+        assert not (home / "ready.json").exists()
 
 
 def confined(process: subprocess.Popen[bytes]) -> bool:

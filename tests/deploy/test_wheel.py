@@ -6,20 +6,16 @@ What is called here is the installed program, outside the checkout.
 from __future__ import annotations
 
 import json
-import signal
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from tests.support.answering import CONFIDENT, calibrated, released
-from tests.support.brokers import eventually
 from tests.support.installs import (
     Installed,
     build_wheel,
     copy_of_the_project,
-    running,
-    running_coordinator,
 )
 from tests.support.tiny_encoders import make_encoder
 from tests.support.tiny_graph import make_tiny_model
@@ -130,26 +126,3 @@ def test_without_tenseal_encryption_is_refused_with_a_reason(device: Installed) 
     refused = device.tells(ENCRYPT)
     assert refused["code"] == "dependency_missing"
     assert "tenseal" in refused["reason"]
-
-
-@pytest.mark.broker
-@pytest.mark.processes
-def test_it_joins_runs_and_ends_in_order(device: Installed, tmp_path: Path) -> None:
-    home = tmp_path / "device"
-    with running_coordinator(tmp_path) as coordinator:
-        token = coordinator.llmos("device", "token")["token"]
-        joining = ("--token", token, "--name", "shop-1", "--home", home)
-        device.llmos("edge", "join", coordinator.url, *joining)
-        words = (device.program, "edge", "run", "--home", home)
-        with running(home, *words, cwd=tmp_path, log=tmp_path / "device.log") as agent:
-
-            def state() -> str:
-                (known,) = coordinator.llmos("device", "ls")
-                return str(known["state"])
-
-            assert eventually(lambda: state() == "idle")
-            agent.send_signal(signal.SIGTERM)
-            assert agent.wait(timeout=120) == 0
-        assert not (home / "ready.json").exists()
-        told = json.loads(device.llmos("edge", "status", "--json", "--home", home))
-        assert told["device"] == "shop-1"

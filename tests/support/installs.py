@@ -101,11 +101,18 @@ class Installed:
         return json.loads(run(self.python, "-c", code, *arguments, cwd=self.folder).stdout)
 
 
-def install_wheel(wheel: Path, folder: Path) -> Installed:
+def fetch(wheel: Path, folder: Path) -> dict[str, str]:
+    """Everything that ``wheel`` needs with its extra ``edge``; what tells pip to take it from there."""
+    pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", folder)
+    run(*pip, f"{wheel}[edge]")
+    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}
+
+
+def install_wheel(wheel: Path, folder: Path, **offline: str) -> Installed:
     """A fresh environment with the wheel and its extra ``edge``."""
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python")
-    run(*pip, "install", "--quiet", "--no-compile", f"{wheel}[edge]")
+    run(*pip, "install", "--quiet", "--no-compile", f"{wheel}[edge]", **offline)
     return Installed(folder)
 
 
