@@ -63,6 +63,12 @@ def needed_or_skip() -> None:
         pytest.skip(f"{PYTHON} is not Python 3.11 or newer")
 
 
+def minor_version() -> str:
+    """Of the distribution's Python."""
+    tell = "import sys; print('%d.%d' % sys.version_info[:2])"
+    return run(PYTHON, "-c", tell).stdout.strip()
+
+
 @pytest.fixture(scope="module")
 def package(wheel: Path, offline: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The .deb, for this machine's distribution."""
@@ -70,7 +76,9 @@ def package(wheel: Path, offline: dict[str, str], tmp_path_factory: pytest.TempP
     script = ROOT / "deploy" / "deb" / "build.sh"
     pip = f"{sys.executable} -m pip"
     folder = tmp_path_factory.mktemp("deb")
-    built = run("sh", script, folder, WHEEL=str(wheel), PIP=pip, **offline)
+    ours = f"{sys.version_info.major}.{sys.version_info.minor}"
+    fetched = offline if minor_version() == ours else {}
+    built = run("sh", script, folder, WHEEL=str(wheel), PIP=pip, **fetched)
     return Path(built.stdout.strip())
 
 
@@ -78,12 +86,11 @@ def package(wheel: Path, offline: dict[str, str], tmp_path_factory: pytest.TempP
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Root:
     """A root with Python and no agent."""
     needed_or_skip()
-    minor = run(PYTHON, "-c", "import sys; print('%d.%d' % sys.version_info[:2])").stdout.strip()
     facts = Path("/etc/os-release").read_text(encoding="utf-8").splitlines()
     (suite,) = [each.partition("=")[2] for each in facts if each.startswith("VERSION_CODENAME=")]
     folder = tmp_path_factory.mktemp("debian") / "root"
     made = run(
-        *("debootstrap", "--variant=minbase", f"--include=python{minor}", suite, folder),
+        *("debootstrap", "--variant=minbase", f"--include=python{minor_version()}", suite, folder),
         check=False,
         PATH=f"{os.environ['PATH']}:/usr/sbin:/sbin",
     )
