@@ -48,6 +48,8 @@ print(json.dumps({
     "machine code": outcome(lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC)),
     "packets": outcome(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)),
     "root": outcome(lambda: os.chroot("/")),
+    "owner": outcome(lambda: os.chown("/dev/null", -1, -1)),
+    "pinning": outcome(lambda: os.sched_setaffinity(0, os.sched_getaffinity(0))),
     "tcp": outcome(lambda: socket.socket().close()),
     "nicer": outcome(lambda: os.nice(1)),
     "limit": outcome(lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0))),
@@ -102,7 +104,7 @@ def test_training_opens_nothing_but_machine_code() -> None:
 def test_what_the_unit_forbids_is_refused_and_what_the_agent_needs_is_not() -> None:
     found = json.loads(run(*SANDBOX, UNIT, sys.executable, "-c", TRY).stdout)
     refused = {name for name, outcome in found.items() if outcome != "done"}
-    assert refused == {"machine code", "packets", "root"}
+    assert refused == {"machine code", "packets", "root", "owner", "pinning"}
     found = json.loads(run(*SANDBOX, f"{UNIT}:{TRAIN}", sys.executable, "-c", TRY).stdout)
     assert found["machine code"] == "done"
     free = json.loads(run(sys.executable, "-c", TRY).stdout)
