@@ -50,4 +50,4 @@ def device(
     wheel: Path, offline: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Installed:
     """The wheel with its extra ``edge`` in an environment of its own. Mark tests ``install``."""
-    return install_wheel(wheel, tmp_path_factory.mktemp("device") / "venv", **offline)
+    return install_wheel(wheel, tmp_path_factory.mktemp("device") / "venv", offline)

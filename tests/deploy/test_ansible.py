@@ -50,14 +50,16 @@ class Fleet:
         """How many tasks changed something on each host, and what was said."""
         inventory = self.folder / "inventory.json"
         inventory.write_text(json.dumps(self._inventory(settings)), encoding="utf-8")
+        quiet = {
+            "LC_ALL": "C.UTF-8",
+            "ANSIBLE_HOME": str(self.folder / "ansible"),
+            "ANSIBLE_PIPELINING": "1",
+            "ANSIBLE_FORCE_COLOR": "0",
+        }
         done = run(
             *(PLAYBOOK, "--inventory", inventory, "--forks", "1", "-v", SITE),
             check=check,
-            LC_ALL="C.UTF-8",
-            ANSIBLE_HOME=str(self.folder / "ansible"),
-            ANSIBLE_PIPELINING="1",
-            ANSIBLE_FORCE_COLOR="0",
-            **self.offline,
+            environment=quiet | self.offline,
         )
         counts = RECAP.findall(done.stdout)
         assert not check or [each for _, _, *each in counts] == [["0", "0"]] * len(NAMES)

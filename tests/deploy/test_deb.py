@@ -78,7 +78,7 @@ def package(wheel: Path, offline: dict[str, str], tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("deb")
     ours = f"{sys.version_info.major}.{sys.version_info.minor}"
     fetched = offline if minor_version() == ours else {}
-    built = run("sh", script, folder, WHEEL=str(wheel), PIP=pip, **fetched)
+    built = run("sh", script, folder, environment={"WHEEL": str(wheel), "PIP": pip} | fetched)
     return Path(built.stdout.strip())
 
 
@@ -92,7 +92,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Root:
     made = run(
         *("debootstrap", "--variant=minbase", f"--include=python{minor_version()}", suite, folder),
         check=False,
-        PATH=f"{os.environ['PATH']}:/usr/sbin:/sbin",
+        environment={"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
     )
     if made.returncode != 0:
         pytest.skip(f"debootstrap could not make a {suite}: {made.stderr[-500:]}")

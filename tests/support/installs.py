@@ -26,13 +26,16 @@ LLMOS = (sys.executable, "-m", "shared.command_line")
 
 
 def run(
-    *command: str | Path, cwd: Path | None = None, check: bool = True, **environment: str
+    *command: str | Path,
+    cwd: Path | None = None,
+    check: bool = True,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program; a failure shows what it said."""
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
-        env=clean_environment(environment),
+        env=clean_environment(environment or {}),
         capture_output=True,
         text=True,
         check=False,
@@ -70,10 +73,11 @@ def copy_of_the_project(folder: Path, *, packages: bool = True) -> Path:
     return folder
 
 
-def build_wheel(folder: Path, *, root: Path = ROOT, **environment: str) -> Path:
+def build_wheel(folder: Path, *, root: Path, **variables: str) -> Path:
     """What ``deploy/wheel.sh`` of ``root`` makes of it."""
     script = root / "deploy" / "wheel.sh"
-    return Path(run("sh", script, folder, PYTHON=sys.executable, **environment).stdout.strip())
+    variables["PYTHON"] = sys.executable
+    return Path(run("sh", script, folder, environment=variables).stdout.strip())
 
 
 @dataclass(frozen=True)
@@ -108,11 +112,11 @@ def fetch(wheel: Path, folder: Path) -> dict[str, str]:
     return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}
 
 
-def install_wheel(wheel: Path, folder: Path, **offline: str) -> Installed:
+def install_wheel(wheel: Path, folder: Path, offline: Mapping[str, str]) -> Installed:
     """A fresh environment with the wheel and its extra ``edge``."""
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python")
-    run(*pip, "install", "--quiet", "--no-compile", f"{wheel}[edge]", **offline)
+    run(*pip, "install", "--quiet", "--no-compile", f"{wheel}[edge]", environment=offline)
     return Installed(folder)
 
 

@@ -86,7 +86,7 @@ class _Filter:
         number = self._library.seccomp_syscall_resolve_name(call.encode())
         if number < 0:
             return  # a system call of another processor
-        array = (_Comparison * len(comparisons))(*comparisons)
+        array = (_Comparison * len(comparisons))(*(_Comparison(*each) for each in comparisons))
         self._require(
             self._library.seccomp_rule_add_array(
                 self._context, action, number, len(comparisons), array
