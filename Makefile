@@ -1,7 +1,7 @@
 # make help lists the targets.
 .POSIX:
 .SUFFIXES:
-.PHONY: help setup setup-dev broker console console-schema demo test lint check clean
+.PHONY: help setup setup-dev broker console console-schema demo test lint check wheel deb clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -46,6 +46,12 @@ lint: setup-dev console  ## format, lint, types and import contracts; changes no
 	@VENV='$(VENV)' sh deploy/console.sh lint
 
 check: lint test  ## everything CI runs; the tests look at the documents' links too
+
+wheel: setup  ## build dist/llmos-*.whl with the console (deploy/wheel.sh; LLMOS_CONSOLE=no without)
+	@PYTHON='$(BIN)/python' sh deploy/wheel.sh
+
+deb: setup  ## build dist/llmos-edge_*.deb for devices (deploy/deb/build.sh)
+	@PIP='$(BIN)/python -m pip' sh deploy/deb/build.sh
 
 clean:  ## remove environments, caches and runs
 	rm -rf $(VENV) .broker runs build dist coordinator/console/dist coordinator/console/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache \

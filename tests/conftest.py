@@ -26,7 +26,7 @@ os.environ.update(
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
-REQUIRED_IN_CI = ("broker", "browser", "model", "postgres", "processes", "redis")
+REQUIRED_IN_CI = ("broker", "browser", "install", "model", "postgres", "processes", "redis")
 """A test with one of these marks must run, not be skipped, where LLMOS_REQUIRE_ALL=1."""
 
 
@@ -45,6 +45,10 @@ FLEETS = (
 """Modules that start whole fleets, or look at the one story that is told for all of them."""
 
 
+INSTALLATIONS = "tests/deploy/"
+"""Modules that share one wheel and one environment that it is installed into."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with fleets where workers share the tests; leave out what runs only when asked for."""
     if hasattr(config, "workerinput"):
@@ -59,12 +63,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _work_unit(nodeid: str) -> str:
     module = nodeid.partition("::")[0]
+    if module.startswith(INSTALLATIONS):
+        return "installations"
     return "fleets" if module in FLEETS else module
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep a module's tests with one worker, and those of fleets, so that no two run at a time.
+
+    Those of installations too, so that each thing is built once.
 
     Not xdist's own groups: its version 3.8 finds none under pytest 9.2.
     """
