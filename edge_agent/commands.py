@@ -32,7 +32,13 @@ edge.add_typer(inference)
 @edge.command("join")
 def join_fleet(
     url: Annotated[str, typer.Argument(help="The coordinator's address.")],
-    token: Annotated[str, typer.Option(help="What 'llmos device token' printed.")],
+    token: Annotated[
+        str,
+        typer.Option(
+            envvar="LLMOS_JOIN_TOKEN",
+            help="What 'llmos device token' printed; other users of the machine see options.",
+        ),
+    ],
     key_holder: Annotated[
         str, typer.Option(help="The key holder's fingerprint, from its owner.")
     ] = "",

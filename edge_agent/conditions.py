@@ -80,7 +80,8 @@ class Conditions(Table):
     Attributes:
         mains: Only while it is plugged in.
         min_battery_percent: On battery, only with so much left.
-        max_cpu_percent: Only while other programs use less of all cores than this.
+        max_cpu_percent: Only while other programs use at most this of all cores; 100 does not ask.
+            Devices that share a machine are others to each other.
         max_temperature_c: Only while its hottest sensor is cooler than this.
         metered: Whether a link that costs by the byte is used; ``refuse`` or ``allow``.
         window: Only between these times of the local day, ``HH:MM-HH:MM``; may pass midnight.
@@ -92,7 +93,7 @@ class Conditions(Table):
 
     mains: bool = False
     min_battery_percent: float = Field(50.0, ge=0, le=100)
-    max_cpu_percent: float = Field(90.0, ge=0, le=100)
+    max_cpu_percent: float = Field(100.0, ge=0, le=100)
     max_temperature_c: float = Field(90.0, ge=0, le=150)
     metered: Literal["refuse", "allow"] = "refuse"
     window: str = ""

@@ -55,7 +55,7 @@ def test_what_cannot_be_read_stops_nothing() -> None:
     [
         ({"mains": True}, {"on_mains": False}, "battery", "on battery (80 %)"),
         ({}, {"on_mains": False, "battery_percent": 49.0}, "battery", "49 %, of 50 % asked"),
-        ({}, {"cpu_percent": 91.0}, "busy", "other programs use 91 %"),
+        ({"max_cpu_percent": 90.0}, {"cpu_percent": 91.0}, "busy", "other programs use 91 %"),
         ({}, {"temperature_c": 90.6}, "hot", "91 °C, at most 90"),
         ({}, {"metered": True}, "metered", "costs by the byte"),
         ({"window": "22:00-06:00"}, {}, "window", "it is 12:00, outside"),
@@ -79,7 +79,7 @@ def test_each_condition_stops_it_alone_and_says_why(
         ({}, {"on_mains": False, "battery_percent": 50.0}),
         ({}, {"on_mains": False, "battery_percent": None}),
         ({"metered": "allow"}, {"metered": True}),
-        ({"max_cpu_percent": 100.0}, {"cpu_percent": 100.0}),
+        ({}, {"cpu_percent": 100.0}),
         ({"window": "06:00-22:00"}, {}),
     ],
 )

@@ -70,9 +70,7 @@ def home(tmp_path: Path, model: Path, broker: socket.socket) -> Path:
     (home / FILE).write_text(membership.model_dump_json())
     (home / FILE).chmod(0o600)
     # Whatever else this machine does meanwhile.
-    (home / "conditions.toml").write_text(
-        "max_cpu_percent = 100\nmin_free_memory_mib = 0\nmin_free_disk_mib = 0\n"
-    )
+    (home / "conditions.toml").write_text("min_free_memory_mib = 0\nmin_free_disk_mib = 0\n")
     return home
 
 
