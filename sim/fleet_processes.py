@@ -207,10 +207,13 @@ class FleetProcesses:
 
     def check(self) -> None:
         """Raise ChildDied if a process has ended that should be running."""
-        for name, process in self._processes.items():
-            status = process.poll()
-            if status is not None:
-                raise ChildDied(f"{name} ended (status {status}):\n{self._last_words(name)}")
+        for name in self.ended():
+            status = self._processes[name].poll()
+            raise ChildDied(f"{name} ended (status {status}):\n{self.last_words(name)}")
+
+    def ended(self) -> Sequence[str]:
+        """The processes that have ended and should be running."""
+        return [name for name, process in self._processes.items() if process.poll() is not None]
 
     def kill(self, name: str) -> None:
         """End one process the hard way, as a crash or a power cut would."""
@@ -278,6 +281,7 @@ class FleetProcesses:
         self.client = Client.of_home(self.home(COORDINATOR), self.ready["url"])
         self._connections.callback(self.client.close)
 
-    def _last_words(self, name: str) -> str:
+    def last_words(self, name: str) -> str:
+        """The end of a process's log."""
         lines = (self.home(name) / "log").read_text(errors="replace").splitlines()
         return "\n".join(lines[-12:])

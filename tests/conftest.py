@@ -30,11 +30,12 @@ REQUIRED_IN_CI = ("broker", "browser", "install", "model", "postgres", "processe
 """A test with one of these marks must run, not be skipped, where LLMOS_REQUIRE_ALL=1."""
 
 
-ONLY_WHEN_ASKED_FOR = "hostile"
-"""Tests with this mark run with ``-m hostile`` alone: a small one of the kind always runs."""
+ONLY_WHEN_ASKED_FOR = ("hostile", "killed")
+"""Tests with one of these marks run with ``-m MARK`` alone: a small one of the kind always runs."""
 
 
 FLEETS = (
+    "tests/sim/test_chain_killed.py",
     "tests/sim/test_commands.py",
     "tests/sim/test_demo.py",
     "tests/sim/test_fleet_processes.py",
@@ -53,9 +54,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Begin with fleets where workers share the tests; leave out what runs only when asked for."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: _work_unit(item.nodeid) != "fleets")
-    if ONLY_WHEN_ASKED_FOR in str(config.option.markexpr):
-        return
-    left_out = [item for item in items if item.get_closest_marker(ONLY_WHEN_ASKED_FOR)]
+    unasked = [mark for mark in ONLY_WHEN_ASKED_FOR if mark not in str(config.option.markexpr)]
+    left_out = [item for item in items if any(map(item.get_closest_marker, unasked))]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
