@@ -308,7 +308,7 @@ class Agent:
         try:
             plan, announcement = self._checked(envelope, invitation)
             check_allowed(plan, round_, self._home, self._owner)
-            self._check_conditions()
+            self._check_conditions(run, round_)
         except LlmOsError as err:
             self._decline_for(run, round_, err)
             return
@@ -329,9 +329,16 @@ class Agent:
             raise
         self._send(Accepted(), run, round_)
 
-    def _check_conditions(self) -> None:
-        """Raise ConditionsNotMet if one of the owner's does not hold; the coordinator is told, too."""
-        problems = self._unmet()
+    def _check_conditions(self, run: RunId, round_: RoundNumber) -> None:
+        """Whether the owner's conditions hold; if not, the coordinator is told.
+
+        A round whose seed is on disk was begun before a crash, and charged: it is finished.
+
+        Raises:
+            ConditionsNotMet: one does not.
+        """
+        begun = ReleaseSeeds(self._home.seeds).holds(run, round_)
+        problems = {} if begun else self._unmet()
         if problems:
             log.info("conditions.unmet", **problems)
             self._show_about()  # so that it asks others meanwhile
@@ -410,7 +417,8 @@ class Agent:
         if task.plan.scheme is not Scheme.CLEAR and task.public_key is None:
             return
         try:
-            self._check_conditions()  # fetching took a while; what has begun is finished
+            # Again, since fetching took a while.
+            self._check_conditions(task.plan.run_id, task.round)
         except ConditionsNotMet as err:
             self._forget_task()
             self._decline_for(task.plan.run_id, task.round, err)

@@ -23,6 +23,7 @@ from shared.crypto.sum_groups import joined
 from shared.errors import AlreadyReleased, ChildDied, DataError, NotPermitted
 from shared.files import digest_of
 from shared.job import RunPlan
+from shared.privacy.release import ReleaseSeeds
 from shared.transport.memory import Link
 from shared.types import RoundNumber
 from shared.wire.envelope import NO_ROUND, NO_RUN, seal
@@ -171,7 +172,7 @@ def test_it_declines_while_a_condition_does_not_hold_and_tells_no_reading(start:
 
 def test_what_came_up_while_it_was_fetching_stops_it_before_it_is_charged(start: Start) -> None:
     world = start()
-    held = iter([{}])  # when it was invited, and no more
+    held: Iterator[dict[str, str]] = iter([{}])  # when it was invited, and no more
     world.agent._unmet = lambda: next(held, {"busy": "other programs use 99 %"})
     invite(world)
     world.run_for(LONG_ENOUGH_S)
@@ -190,6 +191,14 @@ def test_what_comes_up_while_it_trains_does_not_stop_it(start: Start) -> None:
     world.unmet = {"busy": "other programs use 99 %"}
     world.run_for(LONG_ENOUGH_S)
     assert world.coordinator.said(Contribution)
+
+
+def test_a_round_that_was_begun_before_a_crash_is_finished_whatever_came_up(start: Start) -> None:
+    world = start()
+    ReleaseSeeds(world.home.seeds).obtain(PLAN.run_id, ROUND, lambda: b"s" * 32)
+    world.unmet = {"busy": "other programs use 99 %"}
+    contribute(world)
+    assert world.coordinator.said(Declined) == []
 
 
 def test_it_says_once_that_it_is_kept_out_and_again_after_it_was_let_in(start: Start) -> None:
