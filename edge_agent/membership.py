@@ -8,10 +8,16 @@ from typing import Final
 
 from shared.config import Field, Table, read, read_json
 from shared.crypto.identity import Identity, fingerprint, format_public, parse_public
-from shared.enrolment import Enrolled, ask, fetch_authorities, is_secured, keep_certificate
+from shared.enrolment import (
+    Enrolled,
+    ask,
+    fetch_authorities,
+    is_secured,
+    keep_certificate,
+    read_answer,
+)
 from shared.errors import (
     ConfigError,
-    CoordinatorUnavailable,
     DataError,
     WrongKey,
 )
@@ -151,7 +157,8 @@ def join(
     body = {"token": secret, "name": name, "public_key": format_public(identity.public)}
     if context is not None:
         body["request"] = identity.certificate_request(name)
-    answer = _welcome(ask(url, "POST", "/api/v1/devices/join", body=body, context=context), url)
+    answered = ask(url, "POST", "/api/v1/devices/join", body=body, context=context)
+    answer = read_answer(_Welcome, answered, url)
     if fingerprint(parse_public(answer.coordinator)) != coordinator_print:
         raise WrongKey("the coordinator that answers is not the one the token was made by")
     offered = answer.key_holder
@@ -229,12 +236,3 @@ def set_budget(home: Path, **changes: float | bool | None) -> Membership:
     after = read(Membership, read_membership(home).model_dump() | changes, source="options")
     write_durably(home / FILE, after.model_dump_json(indent=2).encode(), mode=0o600)
     return after
-
-
-def _welcome(content: bytes, url: str) -> _Welcome:
-    try:
-        return read_json(_Welcome, content, source="answer")
-    except ConfigError as err:
-        raise CoordinatorUnavailable(
-            f"what answers at {url} is not a coordinator: check the address"
-        ) from err

@@ -119,7 +119,7 @@ def fetch_authorities(url: str, *, coordinator: str) -> tuple[PublicKey, str]:
         CoordinatorUnavailable: nobody answers, or not like a coordinator with TLS.
         WrongKey: another coordinator answers, or what it says is not signed by it.
     """
-    answer = _answer(TrustAnswer, ask(url, "GET", "/api/v1/trust", context=unverified()), url)
+    answer = read_answer(TrustAnswer, ask(url, "GET", "/api/v1/trust", context=unverified()), url)
     try:
         public = parse_public(answer.coordinator)
         signature = base64.b64decode(answer.signature, validate=True)
@@ -162,6 +162,20 @@ def ask(
     except (ValueError, KeyError, TypeError):
         detail = response.text
     raise AccessDenied(f"the coordinator refused: {detail[:500]}")
+
+
+def read_answer(kind: type[AnswerT], content: bytes, url: str) -> AnswerT:
+    """Read what a coordinator answered.
+
+    Raises:
+        CoordinatorUnavailable: it is no such answer, so ``url`` is another server's.
+    """
+    try:
+        return read_json(kind, content, source="answer")
+    except ConfigError as err:
+        raise CoordinatorUnavailable(
+            f"what answers at {url} is not a coordinator: check the address"
+        ) from err
 
 
 def time_at(url: str, *, context: Any = None) -> float:
@@ -261,7 +275,7 @@ class Enrolled:
             body=body,
             context=client_context(authorities),
         )
-        answer = _answer(CertificateAnswer, answered, self.url)
+        answer = read_answer(CertificateAnswer, answered, self.url)
         keep_certificate(
             self.home, answer.certificate, authorities, name=self.name, key=identity.public
         )
@@ -337,15 +351,6 @@ def _asked(url: str, method: str, path: str, *, body: dict[str, str] | None, con
         raise CoordinatorUnavailable(
             f"no coordinator answers at {url}: check the address, whether it begins with http:// or "
             f"https://, and that 'llmos up' runs there ({err})"
-        ) from err
-
-
-def _answer(kind: type[AnswerT], content: bytes, url: str) -> AnswerT:
-    try:
-        return read_json(kind, content, source="answer")
-    except ConfigError as err:
-        raise CoordinatorUnavailable(
-            f"what answers at {url} is not a coordinator: check the address"
         ) from err
 
 
