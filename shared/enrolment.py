@@ -26,13 +26,14 @@ from urllib.parse import urlsplit
 import structlog
 
 from shared.config import Field, Table, read_json
-from shared.crypto.certificates import Certified, is_certificates, read_certificate
+from shared.crypto.certificates import Certified, certificates_in, read_certificate
 from shared.crypto.identity import Identity, fingerprint, parse_public, verify
 from shared.errors import (
     AccessDenied,
     BadSignature,
     ConfigError,
     CoordinatorUnavailable,
+    DataError,
     LlmOsError,
     StorageError,
     WrongKey,
@@ -132,8 +133,10 @@ def fetch_authorities(url: str, *, coordinator: str) -> tuple[PublicKey, str]:
         verify(public, signature, statement)
     except BadSignature as err:
         raise WrongKey("by what the servers are known was not signed by the coordinator") from err
-    if not is_certificates(answer.authorities):
-        raise CoordinatorUnavailable(f"what answers at {url} names no authority")
+    try:
+        certificates_in(answer.authorities)
+    except DataError as err:
+        raise CoordinatorUnavailable(f"what answers at {url} names no authority") from err
     return public, answer.authorities
 
 
@@ -334,7 +337,11 @@ class Renewal:
 
     def _keep(self) -> None:
         while True:
-            self.look()
+            try:
+                self.look()
+            except Exception:  # whatever it was, a certificate must not end for it
+                log.exception("certificate.failing")
+                self._failures += 1
             # Devices that lost the same coordinator do not come back in step.
             pause_s = min(self._look_s * 2**self._failures, SLOWEST_RETRY_S)
             if self._over.wait(pause_s * random.uniform(0.5, 1.0)):

@@ -40,11 +40,20 @@ def client_context(authorities: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    believe(context, authorities)
+    return context
+
+
+def believe(context: ssl.SSLContext, authorities: str) -> None:
+    """Trust these, too; a certificate that is trusted already does no harm.
+
+    Raises:
+        StorageError: there is no certificate in it.
+    """
     try:
         context.load_verify_locations(cadata=authorities)
     except (ssl.SSLError, ValueError) as err:
         raise StorageError("the authorities' certificates are damaged: join anew") from err
-    return context
 
 
 def unverified() -> ssl.SSLContext:
@@ -92,18 +101,24 @@ class Credentials:
         Raises:
             StorageError: one cannot be read.
         """
-        try:
-            authorities = self.authorities.read_text(encoding="ascii")
-        except (OSError, UnicodeDecodeError) as err:
-            raise StorageError(f"cannot read {self.authorities}: join anew") from err
-        context = client_context(authorities)
+        context = client_context(_read(self.authorities))
         load_chain(context, self.certificate, self.key)
         object.__setattr__(self, "context", context)
 
     def reload(self) -> None:
-        """Show what lies in the files now, on every connection from here on (L2).
+        """Show and believe what lies in the files now, on every connection from here on (L2).
+
+        Whom it believed before it goes on to believe until the process ends.
 
         Raises:
             StorageError: as when they were read first.
         """
+        believe(self.context, _read(self.authorities))
         load_chain(self.context, self.certificate, self.key)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as err:
+        raise StorageError(f"cannot read {path}: join anew") from err

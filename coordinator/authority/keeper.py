@@ -20,7 +20,7 @@ from coordinator.authority.authority import Authority, new_server_key
 from coordinator.broker.access import COORDINATOR, access_list
 from coordinator.broker.embedded import BrokerFiles
 from coordinator.store.store import Store
-from shared.crypto.certificates import Requested
+from shared.crypto.certificates import Requested, certificates_in
 from shared.crypto.identity import Identity
 from shared.errors import LlmOsError
 from shared.files import write_durably
@@ -81,7 +81,7 @@ class Keeper:
         self._write_revocations(self.store.revoked())
         self._context = server_context(*self._shown())
         self._credentials = Credentials(
-            self.broker_files.authority, self.folder / "client.pem", self.home / "identity.key"
+            self.folder / "trusted.pem", self.folder / "client.pem", self.home / "identity.key"
         )
         self._thread = threading.Thread(target=self._keep, daemon=True, name="certificates")
 
@@ -115,7 +115,8 @@ class Keeper:
         """Certificates by which the servers are known: the authority's, and the operator's own."""
         if self.given is None:
             return self.authority.pem
-        return self.authority.pem + self.given.certificate.read_text(encoding="ascii")
+        # Certificates alone: some keep the key in the same file.
+        return self.authority.pem + certificates_in(self.given.certificate.read_text("ascii"))
 
     def start(self) -> None:
         """Look from now on, on a thread of its own."""
@@ -136,13 +137,13 @@ class Keeper:
         changed = False
         if self.now() >= self._in_force.renew_at:
             self._write_certificates()
-            self._credentials.reload()
             changed = True
             log.info("certificates.renewed", names=list(self.names))
         given_at = self._given_at()
         if changed or given_at != self._in_force.given_at:
             load_chain(self._context, *self._shown())
             self._write_trusted()
+            self._credentials.reload()
             self._in_force.given_at = given_at
         revoked = self.store.revoked()
         if revoked != self._in_force.revoked:
@@ -159,6 +160,8 @@ class Keeper:
                 self.look()
             except (LlmOsError, OSError) as err:
                 log.error("certificates.failing", error=str(err))
+            except Exception:  # whatever it was: without this thread nobody is shut out
+                log.exception("certificates.failing")
 
     def _shown(self) -> tuple[Path, Path]:
         if self.given is not None:

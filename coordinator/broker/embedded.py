@@ -241,9 +241,9 @@ class EmbeddedBroker:
         Tried with Mosquitto 2.0.11: certificate, list of revocations and access list are all read;
         the session of a peer that was revoked stays open, and nothing passes in it.
         """
-        if self.alive:
-            assert self._process is not None
-            self._process.send_signal(signal.SIGHUP)
+        process = self._process  # whoever restarts it does so on another thread
+        if process is not None:
+            process.send_signal(signal.SIGHUP)  # which does nothing if it has ended
 
     def restart(self) -> None:
         """End the process if it is still there and start one on the same port.

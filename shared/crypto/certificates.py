@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 from shared.errors import BadSignature, DataError, WrongKey
 from shared.types import PublicKey
 
-MOST_BYTES: Final = 16 * 1024
+MOST_BYTES: Final = 32 * 1024
 """Of a request, a certificate, or a bundle of those of authorities: some times what they have."""
 
 
@@ -97,12 +97,18 @@ def read_certificate(pem: str, *, authority: str) -> Certified:
     )
 
 
-def is_certificates(pem: str) -> bool:
-    """Whether this is one certificate or several, of whatever kind."""
+def certificates_in(pem: str) -> str:
+    """The certificates in a file, of whatever kind, and nothing else: a key may lie beside them.
+
+    Raises:
+        DataError: there is none, or one is damaged.
+    """
     try:
-        return bool(x509.load_pem_x509_certificates(_bounded(pem)))
-    except (ValueError, UnsupportedAlgorithm, DataError):
-        return False
+        found = x509.load_pem_x509_certificates(_bounded(pem))
+    except (ValueError, UnsupportedAlgorithm) as err:
+        raise DataError("there is no certificate in it, or one is damaged") from err
+    encoded = (each.public_bytes(serialization.Encoding.PEM).decode("ascii") for each in found)
+    return "".join(encoded)
 
 
 def _bounded(pem: str) -> bytes:

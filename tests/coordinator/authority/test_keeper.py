@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from coordinator.authority import keeper as keeper_module
 from coordinator.authority.authority import Authority, new_server_key
 from coordinator.authority.keeper import SERVER_LIFE_S, GivenCertificate, Keeper
 from coordinator.broker.access import access_list
@@ -18,6 +19,7 @@ from shared.crypto.identity import Identity
 from shared.errors import DataError, StorageError
 from shared.types import DeviceId
 from shared.wire import topics
+from tests.support.brokers import eventually
 from tests.support.clocks import VirtualClock
 
 DAY_S = 86_400.0
@@ -142,6 +144,37 @@ def test_an_operators_own_certificate_is_taken_and_its_replacement_too(tmp_path:
     kept.keeper.look()
     assert (kept.keeper.folder / "trusted.pem").read_text() == kept.keeper.trusted()
     assert isinstance(kept.keeper.context, ssl.SSLContext)
+
+
+def test_a_key_in_the_same_file_is_told_to_nobody(tmp_path: Path) -> None:
+    given = given_in(tmp_path, 1_800_000_000.0)
+    both = given.certificate.read_text() + given.key.read_text()
+    given.certificate.write_text(both)
+    kept = Kept(tmp_path, GivenCertificate(given.certificate, given.certificate))
+    assert "CERTIFICATE" in kept.keeper.trusted()
+    assert "PRIVATE" not in kept.keeper.trusted()
+    assert b"PRIVATE" not in kept.files["trusted.pem"]
+
+
+def test_whatever_goes_wrong_it_looks_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept(tmp_path)
+    monkeypatch.setattr(keeper_module, "LOOK_S", 0.01)
+    troubles = iter([OSError("disk"), RuntimeError("anything")])
+
+    def revoked() -> frozenset[str]:
+        for trouble in troubles:
+            raise trouble
+        return frozenset({"kitchen"})
+
+    monkeypatch.setattr(kept.store, "revoked", revoked)
+    kept.keeper.start()
+    try:
+        assert eventually(lambda: kept.reloads == 1)
+    finally:
+        kept.keeper.close()
+    assert "user kitchen" in kept.keeper.broker_files.access_list.read_text()
 
 
 def test_an_operators_key_that_does_not_belong_to_it_is_refused_at_the_start(

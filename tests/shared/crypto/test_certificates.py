@@ -12,10 +12,10 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.authority.authority import Authority
+from coordinator.authority.authority import Authority, new_server_key
 from shared.crypto.certificates import (
     Requested,
-    is_certificates,
+    certificates_in,
     read_certificate,
     read_request,
 )
@@ -98,7 +98,8 @@ def test_whatever_bytes_come_the_answer_is_an_error_of_ours(data: st.DataObject)
     for each in (text, framed):
         with pytest.raises(LlmOsError):
             read_request(each)
-        assert not is_certificates(each)
+        with pytest.raises(LlmOsError):
+            certificates_in(each)
 
 
 def test_a_certificate_is_read_only_if_the_authority_signed_it(
@@ -122,4 +123,13 @@ def test_a_servers_certificate_is_no_peers(authority: Authority) -> None:
     issued = authority.issue_for_server(["localhost"], key, now=NOW, life_s=DAY_S)
     with pytest.raises(DataError, match="another kind"):
         read_certificate(issued.pem, authority=authority.pem)
-    assert is_certificates(issued.pem + authority.pem)
+    assert certificates_in(issued.pem + authority.pem) == issued.pem + authority.pem
+
+
+def test_of_a_file_with_a_key_the_certificates_alone_are_taken(authority: Authority) -> None:
+    public, key = new_server_key()
+    issued = authority.issue_for_server(["localhost"], public, now=NOW, life_s=DAY_S)
+    for file in (key.decode() + issued.pem, f"chain of ours\n{issued.pem}\n{key.decode()}"):
+        assert certificates_in(file) == issued.pem
+    with pytest.raises(DataError):
+        certificates_in(key.decode())
