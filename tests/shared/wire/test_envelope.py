@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 import tracemalloc
 from itertools import pairwise
 from pathlib import Path
@@ -373,3 +375,30 @@ def test_a_kind_of_a_newer_program_is_no_fault_of_its_sender(
     with pytest.raises(UndecodableMessage, match="unknown kind") as caught:
         Post(identities[1], tmp_path).open(raw, expected=sender.public)
     assert not isinstance(caught.value, MalformedMessage)
+
+
+@pytest.mark.parametrize("clock_off_s", [-86_400.0, 0.0, 86_400.0])
+def test_of_ten_thousand_replays_none_is_accepted_whatever_restarts_and_the_clock_says(
+    posts: tuple[Post, Post], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock_off_s: float
+) -> None:
+    sender, receiver = posts
+    recorded = [sender.seal(MESSAGE, round_=RoundNumber(number)) for number in range(200)]
+    for raw in recorded:
+        receiver.open(raw, expected=sender.public)
+    receiver.guard.save()
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + clock_off_s)
+    rng = random.Random(int(clock_off_s))
+    accepted = 0
+    for attempt in range(10_000):
+        if attempt == 5_000:
+            receiver = Post(Identity.load(tmp_path / "b" / "identity.key"), tmp_path / "b")
+            sender = Post(Identity.load(tmp_path / "a" / "identity.key"), tmp_path / "a")
+        raw = recorded[-1 - attempt % 200] if attempt < 5_000 else rng.choice(recorded)
+        try:
+            receiver.open(raw, expected=sender.public)
+        except ReplayedMessage:
+            continue
+        accepted += 1
+    assert accepted == 0
+    receiver.open(sender.seal(MESSAGE), expected=sender.public)  # what is new is taken as ever
