@@ -185,6 +185,21 @@ def leave_fleet(
     )
 
 
+def _certificate_until(enrolled: Enrolled | None) -> str:
+    """Of the device's certificate; empty where it has none."""
+    from datetime import UTC, datetime
+
+    from shared.errors import StorageError
+
+    if enrolled is None:
+        return ""
+    try:
+        ends = enrolled.certified().expires_at
+    except StorageError:
+        return "damaged"
+    return datetime.fromtimestamp(ends, UTC).isoformat(timespec="minutes")
+
+
 def _credentials(enrolled: Enrolled | None, stack: ExitStack) -> Credentials | None:
     """What the device shows to the broker, renewed in time; ``None`` without TLS."""
     from shared.enrolment import Renewal
@@ -214,7 +229,9 @@ def status(home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:
         "device": membership.device,
         "public_key": format_public(identity.public),
         "fingerprint": fingerprint(identity.public),
+        "coordinator": membership.url,
         "broker": f"{membership.broker_host}:{membership.broker_port}",
+        "certificate_until": _certificate_until(membership.enrolled(paths.folder)),
         "examples": ExampleStore(paths.examples).count,
         "updates_waiting": len(Outbox(paths.outbox).waiting()),
     }

@@ -6,19 +6,20 @@ messages, no wills. The one importer of paho.
 
 from __future__ import annotations
 
-import logging
 import socket
 import threading
 from collections.abc import Sequence
 from random import Random
 from typing import Any, Final
 
+import structlog
+
 from shared.errors import BrokerUnavailable
 from shared.extras import require
 from shared.tls import Credentials
 from shared.transport.transport import Handler, check_filter, check_payload, check_topic
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 QOS: Final = 1
 KEEPALIVE_S: Final = 20
@@ -197,7 +198,7 @@ class MqttTransport:
         except OSError as err:
             if not self._patient:
                 raise BrokerUnavailable(f"no MQTT broker at {where} ({err}): {advice}") from err
-            logger.warning("transport.waiting", extra={"broker": where, "reason": str(err)})
+            log.warning("transport.waiting", broker=where, reason=str(err))
         client.loop_start()
         if self._patient:
             return
@@ -268,7 +269,7 @@ class MqttTransport:
             self._failed_attempts = 0
             self._changed.notify_all()
         if after_trouble:
-            logger.info("transport.reconnected", extra={"client": self._client_name})
+            log.info("transport.reconnected", client=self._client_name)
 
     def _refused(self, client: Any, why: str) -> None:
         with self._changed:
@@ -276,7 +277,7 @@ class MqttTransport:
                 return
             self._refusal = why
             self._changed.notify_all()
-        logger.warning("transport.refused", extra={"client": self._client_name, "reason": why})
+        log.warning("transport.refused", client=self._client_name, reason=why)
 
     def _on_publish(
         self, client: Any, _userdata: Any, _mid: int, _reason: Any, _properties: Any
@@ -294,7 +295,7 @@ class MqttTransport:
         try:
             handler(message.topic, message.payload)
         except Exception:  # an error here would end the network thread, and so the connection
-            logger.exception("transport.handler_failed", extra={"client": self._client_name})
+            log.exception("transport.handler_failed", client=self._client_name)
 
     def _on_disconnect(
         self, client: Any, _userdata: Any, _flags: Any, reason: Any, _properties: Any
@@ -324,6 +325,4 @@ class MqttTransport:
         # Setting it also restarts paho's own doubling, so that this is the pause it takes.
         client.reconnect_delay_set(pause, pause)
         if first:
-            logger.warning(
-                "transport.disconnected", extra={"client": self._client_name, "reason": why}
-            )
+            log.warning("transport.disconnected", client=self._client_name, reason=why)

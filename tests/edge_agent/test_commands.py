@@ -77,7 +77,9 @@ def test_status_is_who_it_is_what_it_has_and_what_waits(llmos: CommandLine, home
         "device": "kitchen",
         "public_key": format_public(identity.public),
         "fingerprint": fingerprint(identity.public),
+        "coordinator": "",
         "broker": "127.0.0.1:1",
+        "certificate_until": "",
         "examples": 1,
         "updates_waiting": 1,
     }

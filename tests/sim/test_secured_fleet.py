@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,11 @@ def test_a_device_joins_is_there_and_a_key_holder_too(site: Site) -> None:
         stack.enter_context(running(site.folder / "holder", *holder))
         assert eventually(lambda: site.state("kitchen") == "idle")
         assert eventually(lambda: bool(site.client.get("/readyz")["ready"]))
+        llmos = [sys.executable, "-m", "shared.command_line", "edge", "status", "--json"]
+        said = subprocess.run([*llmos, "--home", home], cwd=ROOT, capture_output=True, check=True)
+        status = json.loads(said.stdout)
+        assert status["coordinator"] == site.url
+        assert status["certificate_until"] > datetime.now(UTC).isoformat()
         found = outcomes(home)
         assert {found[each] for each in ("certificate", "coordinator", "broker")} == {Outcome.OK}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import threading
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from structlog.testing import capture_logs
 
 from coordinator.broker.embedded import EmbeddedBroker
 from shared.errors import BrokerUnavailable
@@ -108,11 +108,8 @@ def test_a_failed_open_may_be_tried_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.broker
-def test_after_a_broker_restart_it_reconnects_and_subscribes_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    with running_mosquitto(tmp_path) as broker:
+def test_after_a_broker_restart_it_reconnects_and_subscribes_again(tmp_path: Path) -> None:
+    with capture_logs() as lines, running_mosquitto(tmp_path) as broker:
         got: list[bytes] = []
         reader = MqttTransport(broker.host, broker.port, "reader")
         sender = MqttTransport(broker.host, broker.port, "sender")
@@ -131,7 +128,7 @@ def test_after_a_broker_restart_it_reconnects_and_subscribes_again(
     assert got == [b"back"]
     assert sender.bytes_out == len(b"back")
     # One line when the trouble starts and one when it ends, for each of the two.
-    events = [record.message for record in caplog.records if record.name == mqtt.__name__]
+    events = [line["event"] for line in lines if line["event"].startswith("transport.")]
     assert sorted(events) == ["transport.disconnected"] * 2 + ["transport.reconnected"] * 2
 
 
@@ -199,7 +196,7 @@ def test_closing_in_a_handler_does_not_wait_for_what_only_it_could_receive(
 
 @pytest.mark.broker
 def test_a_handler_that_raises_is_logged_and_the_connection_lives_on(
-    broker: EmbeddedBroker, caplog: pytest.LogCaptureFixture
+    broker: EmbeddedBroker,
 ) -> None:
     got: list[bytes] = []
 
@@ -209,12 +206,13 @@ def test_a_handler_that_raises_is_logged_and_the_connection_lives_on(
         got.append(payload)
 
     end = MqttTransport(broker.host, broker.port, "end")
-    end.open(handler, ["t"])
-    end.publish("t", b"bad")
-    end.publish("t", b"good")
-    assert eventually(lambda: got == [b"good"])
-    end.close()
-    assert [record.message for record in caplog.records] == ["transport.handler_failed"]
+    with capture_logs() as lines:
+        end.open(handler, ["t"])
+        end.publish("t", b"bad")
+        end.publish("t", b"good")
+        assert eventually(lambda: got == [b"good"])
+        end.close()
+    assert [line["event"] for line in lines] == ["transport.handler_failed"]
 
 
 def test_the_first_retry_comes_within_a_second_and_later_ones_spread_out() -> None:
@@ -245,3 +243,21 @@ def test_the_first_retry_comes_within_a_second_and_later_ones_spread_out() -> No
     assert abs(sum(first) / 300 - mqtt.FIRST_RETRY_S / 2) < 5 * mqtt.FIRST_RETRY_S / 60
     assert abs(sum(last) / 300 - mqtt.SLOWEST_RETRY_S / 2) < 5 * mqtt.SLOWEST_RETRY_S / 60
     assert max(last) <= mqtt.SLOWEST_RETRY_S
+
+
+@pytest.mark.broker
+def test_a_patient_one_says_that_it_waits_and_connects_when_a_broker_is_there(
+    tmp_path: Path,
+) -> None:
+    with running_mosquitto(tmp_path) as broker:
+        port = broker.port
+    end = MqttTransport("127.0.0.1", port, "end", patient=True)
+    with capture_logs() as lines:
+        end.open(nothing, ["t"])
+    (waiting,) = lines
+    assert (waiting["event"], waiting["broker"]) == ("transport.waiting", f"127.0.0.1:{port}")
+    assert not end.connected
+    assert not end.publish("t", b"into the void")
+    with EmbeddedBroker(tmp_path, port=port):
+        assert eventually(lambda: end.connected)
+        end.close()
