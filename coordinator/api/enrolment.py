@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from coordinator.authority.enrolment import Enrolment
 
 
-REQUEST_BYTES: Final = 4096
+REQUEST_BYTES: Final = 1024
 """One over an Ed25519 key has 400."""
 
 

@@ -345,7 +345,7 @@ def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
             timeout=120,
         )
         assert answer.returncode == 1
-        assert f"--port: {port} is taken" in answer.stderr
+        assert f"--port: cannot listen on 127.0.0.1:{port}: " in answer.stderr
         assert "Traceback" not in answer.stderr
 
 
