@@ -19,7 +19,6 @@ from edge_agent.options import DEFAULT_HOME, AsJson, Home
 
 if TYPE_CHECKING:
     from shared.enrolment import Enrolled
-    from shared.tls import Credentials
 
 edge = typer.Typer(help="On a device.", no_args_is_help=True)
 data = typer.Typer(help="The device's own examples.", no_args_is_help=True)
@@ -96,6 +95,7 @@ def run(
     from edge_agent.training.trainer import ChildTrainer
     from shared.actors import ActorLoop
     from shared.crypto.identity import Identity, parse_public
+    from shared.enrolment import kept_credentials
     from shared.logs import set_up_logs
     from shared.loopback import LOOPBACK
     from shared.service import announced_ready, home_lock, serve
@@ -109,7 +109,8 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(home_lock(home))
         identity = Identity.load(home / "identity.key")
-        credentials = _credentials(membership.enrolled(home), stack)
+        enrolled = membership.enrolled(home)
+        credentials = stack.enter_context(kept_credentials(enrolled)) if enrolled else None
         transport = MqttTransport(
             membership.broker_host,
             membership.broker_port,
@@ -200,19 +201,6 @@ def _certificate_until(enrolled: Enrolled | None) -> str:
     return datetime.fromtimestamp(ends, UTC).isoformat(timespec="minutes")
 
 
-def _credentials(enrolled: Enrolled | None, stack: ExitStack) -> Credentials | None:
-    """What the device shows to the broker, renewed in time; ``None`` without TLS."""
-    from shared.enrolment import Renewal
-
-    if enrolled is None:
-        return None
-    credentials = enrolled.credentials()
-    renewal = Renewal(enrolled, on_renewed=credentials.reload)
-    stack.callback(renewal.close)
-    renewal.start()
-    return credentials
-
-
 @edge.command("status")
 def status(home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:
     """Show who this device is, what it has and what waits to be sent."""
@@ -260,13 +248,8 @@ def show_conditions(home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:
         typer.echo(json.dumps(facts))
         return
     for name, value in readings.items():
-        shown = (
-            "cannot be read"
-            if value is None
-            else f"{value:.0f}"
-            if isinstance(value, float)
-            else value
-        )
+        shown = f"{value:.0f}" if isinstance(value, float) else value
+        shown = "cannot be read" if value is None else shown
         typer.echo(f"{name.replace('_', ' ')}: {shown}{' (pinned)' if name in pinned else ''}")
     for name, sentence in unmet.items():
         typer.echo(f"takes no part: {name}: {sentence}")

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -232,10 +232,7 @@ class Sensors:
         )
 
     def _pinned(self, found: Readings) -> Readings:
-        pinned = self._asked.pinned
-        names = {each.name for each in fields(Readings)} & set(type(pinned).model_fields)
-        given = {name: getattr(pinned, name) for name in names}
-        return replace(found, **{name: value for name, value in given.items() if value is not None})
+        return replace(found, **self._asked.pinned.model_dump(exclude_none=True))
 
     def _processor_seconds(self) -> tuple[float, float, float]:
         """Of all cores: all, idle, and this agent's with its children's."""

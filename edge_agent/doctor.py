@@ -242,9 +242,7 @@ def _port(home: Path, port: int) -> tuple[Outcome, str]:
 
 def _examples(home: Path) -> tuple[Outcome, str]:
     path = Home(home).examples
-    if not path.exists():
-        return Outcome.WARNING, "there are none, so it does not train: 'llmos edge data add FILE'"
-    count = ExampleStore(path).count
+    count = ExampleStore(path).count if path.exists() else 0  # opening it would make it
     if not count:
         return Outcome.WARNING, "there are none, so it does not train: 'llmos edge data add FILE'"
     return Outcome.OK, f"{count} examples"

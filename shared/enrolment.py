@@ -16,7 +16,8 @@ import ipaddress
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -165,6 +166,22 @@ def ask(
     except (ValueError, KeyError, TypeError):
         detail = response.text
     raise AccessDenied(f"the coordinator refused: {detail[:500]}")
+
+
+@contextmanager
+def kept_credentials(enrolled: Enrolled) -> Iterator[Credentials]:
+    """What a peer connects with; renewed in time for as long as this runs.
+
+    Raises:
+        StorageError: they cannot be read.
+    """
+    credentials = enrolled.credentials()
+    renewal = Renewal(enrolled, on_renewed=credentials.reload)
+    renewal.start()
+    try:
+        yield credentials
+    finally:
+        renewal.close()
 
 
 def read_answer(kind: type[AnswerT], content: bytes, url: str) -> AnswerT:

@@ -17,7 +17,7 @@ from typing import Final
 import structlog
 
 from coordinator.authority.authority import Authority, new_server_key
-from coordinator.broker.access import COORDINATOR, access_list
+from coordinator.broker.access import access_list
 from coordinator.broker.embedded import BrokerFiles
 from coordinator.store.store import Store
 from shared.crypto.certificates import Requested, certificates_in
@@ -25,6 +25,7 @@ from shared.crypto.identity import Identity
 from shared.errors import LlmOsError
 from shared.files import write_durably
 from shared.tls import Credentials, load_chain, server_context
+from shared.wire import topics
 
 LOOK_S: Final = 2.0
 """How often the store is asked who was revoked; the promise to operators is a minute."""
@@ -64,8 +65,10 @@ class Keeper:
     now: Callable[[], float]
     given: GivenCertificate | None = None
     reload_broker: Callable[[], None] = lambda: None
-    _context: SSLContext = field(init=False)
-    _credentials: Credentials = field(init=False)
+    context: SSLContext = field(init=False)
+    """For the web server; what it shows changes with the files."""
+    credentials: Credentials = field(init=False)
+    """With which the coordinator itself connects to its broker."""
     _in_force: _InForce = field(default_factory=_InForce)
     _over: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread = field(init=False)
@@ -78,9 +81,10 @@ class Keeper:
             StorageError: the disk refused, or the operator's certificate cannot be used.
         """
         self._write_certificates()
+        self._write_trusted()
         self._write_revocations(self.store.revoked())
-        self._context = server_context(*self._shown())
-        self._credentials = Credentials(
+        self.context = server_context(*self._shown())
+        self.credentials = Credentials(
             self.folder / "trusted.pem", self.folder / "client.pem", self.home / "identity.key"
         )
         self._thread = threading.Thread(target=self._keep, daemon=True, name="certificates")
@@ -100,16 +104,6 @@ class Keeper:
             revocations=self.folder / "revoked.pem",
             access_list=self.folder / "access.list",
         )
-
-    @property
-    def context(self) -> SSLContext:
-        """For the web server; what it shows changes with the files."""
-        return self._context
-
-    @property
-    def credentials(self) -> Credentials:
-        """With which the coordinator itself connects to its broker."""
-        return self._credentials
 
     def trusted(self) -> str:
         """Certificates by which the servers are known: the authority's, and the operator's own."""
@@ -139,12 +133,10 @@ class Keeper:
             self._write_certificates()
             changed = True
             log.info("certificates.renewed", names=list(self.names))
-        given_at = self._given_at()
-        if changed or given_at != self._in_force.given_at:
-            load_chain(self._context, *self._shown())
+        if changed or self._given_at() != self._in_force.given_at:
+            load_chain(self.context, *self._shown())
             self._write_trusted()
-            self._credentials.reload()
-            self._in_force.given_at = given_at
+            self.credentials.reload()
         revoked = self.store.revoked()
         if revoked != self._in_force.revoked:
             self._write_revocations(revoked)
@@ -176,19 +168,19 @@ class Keeper:
         public, key = new_server_key()
         server = self.authority.issue_for_server(self.names, public, now=now, life_s=SERVER_LIFE_S)
         client = self.authority.issue(
-            Requested(COORDINATOR, self.identity.public), now=now, life_s=SERVER_LIFE_S
+            Requested(topics.COORDINATOR, self.identity.public), now=now, life_s=SERVER_LIFE_S
         )
         write_durably(files.authority, self.authority.pem.encode())
         write_durably(files.key, key, mode=0o600)
         write_durably(files.certificate, server.pem.encode())
         write_durably(self.folder / "client.pem", client.pem.encode())
-        self._write_trusted()
         self._in_force.renew_at = now + SERVER_LIFE_S * 2 / 3
-        self._in_force.given_at = self._given_at()
 
     def _write_trusted(self) -> None:
-        """For command lines on this machine."""
+        """For command lines on this machine, and for the coordinator itself."""
+        given_at = self._given_at()
         write_durably(self.folder / "trusted.pem", self.trusted().encode())
+        self._in_force.given_at = given_at
 
     def _write_revocations(self, revoked: frozenset[str]) -> None:
         serials = self.store.certificates.serials(revoked)

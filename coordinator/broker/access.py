@@ -13,8 +13,6 @@ from typing import Final
 from shared.errors import DataError
 from shared.wire import topics
 
-COORDINATOR: Final = topics.COORDINATOR
-
 _OWN_BRANCH: Final = f"""\
 pattern write {topics.up("%u")}
 pattern read {topics.down("%u")}
@@ -22,7 +20,7 @@ pattern read {topics.CALL}
 """
 
 _OF_THE_COORDINATOR: Final = f"""\
-user {COORDINATOR}
+user {topics.COORDINATOR}
 topic read {topics.ALL_UP}
 topic write {topics.down("+")}
 topic write {topics.CALL}

@@ -55,7 +55,7 @@ def run(
     from shared.config import parse_address
     from shared.crypto.identity import Identity, fingerprint, parse_public
     from shared.crypto.sum_worker import SumWorker
-    from shared.enrolment import Enrolled, Renewal
+    from shared.enrolment import Enrolled, kept_credentials
     from shared.errors import ConfigError
     from shared.key_holder.holder import KeyHolder
     from shared.logs import set_up_logs
@@ -78,10 +78,7 @@ def run(
             enrolled = Enrolled(home, url, fingerprint(trusted), KEY_HOLDER)
             answer = enrolled.renew()
             place = answer.broker_host, answer.broker_port
-            credentials = enrolled.credentials()
-            renewal = Renewal(enrolled, on_renewed=credentials.reload)
-            stack.callback(renewal.close)
-            renewal.start()
+            credentials = stack.enter_context(kept_credentials(enrolled))
         transport = MqttTransport(
             *place, f"key-holder-{fingerprint(identity.public)}", credentials=credentials
         )
